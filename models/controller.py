@@ -1,0 +1,114 @@
+"""Which search a query gets: a controller looks at a query's features and returns a plan.
+
+answer = search_for(controller("fixed").plan(features), tree)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Final, Protocol
+
+from models.search import ALGORITHMS
+from models.tree import Search, Tree
+
+
+class PlanError(ValueError):
+    """An algorithm, parameter or controller that does not exist or is out of range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A search and its settings; made and checked by `plan`."""
+
+    algorithm: str
+    params: Mapping[str, int] = field(default_factory=dict, hash=False)
+    max_tokens: int | None = None  # budget of generated tokens for the whole search
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What is known of a query before its search starts."""
+
+    tier: Plan  # what the tier asks for
+    query_class: str = ""
+    prompt_tokens: int = 0
+
+
+class Controller(Protocol):
+    """Turns the features of a query into the plan of its search."""
+
+    def plan(self, features: Features) -> Plan:
+        """Return the plan for one query."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Every query gets what its tier says."""
+
+    def plan(self, features: Features) -> Plan:
+        """Return the tier's own plan."""
+        return features.tier
+
+
+CONTROLLERS: Final[Mapping[str, Callable[[], Controller]]] = MappingProxyType({"fixed": Fixed})
+
+
+def controller(kind: str) -> Controller:
+    """Return the controller of this kind. Raises: PlanError for a kind that does not exist."""
+    if kind not in CONTROLLERS:
+        raise PlanError(f"controller {kind!r} does not exist{_hint(kind, CONTROLLERS)}")
+    return CONTROLLERS[kind]()
+
+
+def plan(algorithm: str, max_tokens: int | None = None, **params: int | None) -> Plan:
+    """Return a plan with every parameter of the algorithm; one that is None gets its default.
+
+    Raises: PlanError for an algorithm or parameter that does not exist or a value out of range.
+    """
+    if algorithm not in ALGORITHMS:
+        raise PlanError(
+            f"search algorithm {algorithm!r} does not exist{_hint(algorithm, ALGORITHMS)}"
+        )
+    known = ALGORITHMS[algorithm].parameters
+    given = {name: value for name, value in params.items() if value is not None}
+    for name in given:
+        if name not in known:
+            raise PlanError(f"search {algorithm} has no parameter {name!r}{_hint(name, known)}")
+    chosen = {}
+    for name, parameter in known.items():
+        chosen[name] = _whole(
+            f"search {algorithm}: {name}",
+            given.get(name, parameter.default),
+            parameter.low,
+            parameter.high,
+            parameter.meaning,
+        )
+    if max_tokens is not None:
+        what = "tokens generated for one query"
+        _whole(f"search {algorithm}: max_tokens", max_tokens, 1, None, what)
+    return Plan(algorithm, chosen, max_tokens)
+
+
+def search_for(chosen: Plan, tree: Tree) -> Search:
+    """Start the chosen search on `tree`; the plan's `max_tokens` goes to the Session."""
+    return ALGORITHMS[chosen.algorithm].function(tree, **chosen.params)
+
+
+def _whole(where: str, value: object, low: int, high: int | None, meaning: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise PlanError(f"{where} ({meaning}) must be a whole number, not {value!r}")
+    if value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise PlanError(f"{where} ({meaning}) must be {bounds}, not {value}")
+    return value
+
+
+def _hint(name: str, known: Mapping[str, object]) -> str:
+    """Say what the nearest known name is, or all of them."""
+    close = get_close_matches(name, list(known), n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; it has: {', '.join(known)}" if known else "; it has none: leave it out"
