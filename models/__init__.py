@@ -1,0 +1,1 @@
+"""What is learned: search algorithms, the generative question and verifier, step latency."""
