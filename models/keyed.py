@@ -1,0 +1,87 @@
+"""Keyed randomness: every draw is a function of a key and a purpose, so nothing depends on the order of calls.
+
+A key is a 64-bit integer that names one thing (a query, a node, a wrong-answer class). What happens to
+that thing is `uniform(key, PURPOSE)`, so a what-if that asks in another order meets the same luck and a
+comparison of two systems is paired.
+
+Source: the finaliser of splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number
+generators", OOPSLA 2014, with Stafford's variant 13 constants).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from statistics import NormalDist
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+GOLDEN: Final = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: successive ordinals are far apart
+MASK: Final = 0xFFFFFFFFFFFFFFFF
+UNIT: Final = 2.0**-52
+
+Keys = npt.NDArray[np.uint64]
+
+normal_quantile = NormalDist().inv_cdf
+
+
+def mix(x: int) -> int:
+    """Scramble an integer (taken modulo 2^64) into 64 well-mixed bits; a bijection on [0, 2^64)."""
+    x &= MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
+    return x ^ (x >> 31)
+
+
+def child_key(key: int, ordinal: int) -> int:
+    """The key of the child numbered `ordinal` (from 0) of the thing named by `key`."""
+    return mix(key + (ordinal + 1) * GOLDEN)
+
+
+def uniform(key: int, purpose: int) -> float:
+    """A uniform draw strictly inside (0, 1) for one purpose (a small integer) of one key."""
+    return ((mix(key ^ purpose) >> 12) + 0.5) * UNIT
+
+
+def normal(key: int, purpose: int) -> float:
+    """A standard normal draw for one purpose (a small integer) of one key."""
+    return normal_quantile(((mix(key ^ purpose) >> 12) + 0.5) * UNIT)
+
+
+@lru_cache(maxsize=256)
+def stream_key(seed: int, replication: int, stream: int) -> int:
+    """The key of a whole stream (say, all queries) of one replication; all three arguments are >= 0.
+
+    Raises ValueError for a negative argument.
+    """
+    if min(seed, replication, stream) < 0:
+        raise ValueError(
+            f"seed, replication and stream must be >= 0, got {seed}, {replication}, {stream}."
+        )
+    sequence = np.random.SeedSequence(seed, spawn_key=(replication, stream))
+    return int(sequence.generate_state(1, np.uint64)[0])
+
+
+def root_key(seed: int, replication: int, stream: int, index: int) -> int:
+    """The key of the thing numbered `index` in a stream: the root from which a query draws everything."""
+    return mix(stream_key(seed, replication, stream) + (index + 1) * GOLDEN)
+
+
+def mix_array(x: Keys) -> Keys:
+    """`mix` of each element of a uint64 array."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def root_keys(seed: int, replication: int, stream: int, n: int) -> Keys:
+    """`root_key` for index 0 to n - 1, as uint64 of shape (n,)."""
+    ordinals = np.arange(1, n + 1, dtype=np.uint64)
+    return mix_array(np.uint64(stream_key(seed, replication, stream)) + ordinals * np.uint64(GOLDEN))
+
+
+def uniform_array(keys: Keys, purpose: int) -> npt.NDArray[np.float64]:
+    """`uniform` of each key, as float64 of the same shape."""
+    bits = mix_array(keys ^ np.uint64(purpose)) >> np.uint64(12)
+    return (bits.astype(np.float64) + 0.5) * UNIT
