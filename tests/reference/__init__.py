@@ -1,0 +1,1 @@
+"""An engine replica written for clarity alone, to check the fast one against."""
