@@ -129,7 +129,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 def catalog() -> Any:
     """The parsed hw/catalog.yaml; callers do not change it."""
     text = (Path(__file__).parent / "catalog.yaml").read_text(encoding="utf-8")
-    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return yaml.safe_load(text)
 
 
 @cache

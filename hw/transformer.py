@@ -15,6 +15,7 @@ from hw.device import CatalogError, Device, Source, catalog, unknown
 # mxfp4: 4-bit values and one 8-bit scale for each 32. Source: OCP Microscaling Formats (MX) v1.0, 2023.
 _BYTES = {"bfloat16": 2.0, "float16": 2.0, "float32": 4.0, "fp8": 1.0, "mxfp4": 4.25 / 8}
 _CONFIG_BYTES_LIMIT = 1_000_000
+_GIVEN = Source("config.json given in the scenario", "scenario")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Transformer:
     qk_nope: int = 0
     qk_rope: int = 0
     v_dim: int = 0
-    source: Source = Source("given in the scenario", "scenario")
+    source: Source = _GIVEN
 
     def weight_bytes(self, tensor_parallel: int = 1) -> float:
         """Bytes of weights that each of `tensor_parallel` devices holds, the embedding included."""
@@ -124,7 +125,8 @@ class Work:
         """Bytes of weights read. Expected distinct experts E(1 - (1 - k/E)^rows): uniform routing."""
         if not self.experts:
             return self.fixed_bytes
-        return self.fixed_bytes + self.expert_bytes * (1 - (1 - self.top_k / self.experts) ** rows)
+        chosen = 1.0 - math.pow(1.0 - self.top_k / self.experts, rows)
+        return self.fixed_bytes + self.expert_bytes * chosen
 
     def floor_s(self, device: Device, rows: float) -> float:
         """Seconds that no execution on this device undercuts: the larger of moving and computing."""
@@ -144,7 +146,7 @@ def linear_work(shape: Transformer, tensor_parallel: int = 1) -> tuple[Work, ...
     them through memory. Raises CatalogError for an impossible split.
     """
     shape.check_split(tensor_parallel)
-    tp, size, layers, hidden = tensor_parallel, _BYTES[shape.dtype], shape.layers, shape.hidden
+    tp, layers, hidden = tensor_parallel, shape.layers, shape.hidden
     qkv, out = _attention_params(shape, tp)
 
     def gemm(name: str, calls: int, n: float, k: float, dtype: str, sampled: bool = False) -> Work:
@@ -157,20 +159,9 @@ def linear_work(shape: Transformer, tensor_parallel: int = 1) -> tuple[Work, ...
         Work("embedding", 1, bytes_per_row=4.0 * hidden),
         Work("norm", 2 * layers, bytes_per_row=2 * layers * 4 * 2.0 * hidden),
         Work("kv_append", layers, bytes_per_row=layers * shape.kv_layer_bytes(tp)),
-        Work(
-            "qkv", layers, layers * qkv * size, 2.0 * layers * qkv, n=round(qkv / hidden), k=hidden
-        ),
+        gemm("qkv", layers, qkv / hidden, hidden, shape.dtype),
         gemm("o", layers, hidden, out / hidden, shape.dtype),
     ]
-    works[3] = Work(
-        "qkv",
-        layers,
-        works[3].fixed_bytes,
-        works[3].flops_per_row,
-        n=works[3].n,
-        k=hidden,
-        dtype=shape.dtype,
-    )
     dense = layers if not shape.experts else shape.dense_layers
     if dense:
         works.append(gemm("gate_up", dense, 2 * shape.ffn / tp, hidden, shape.dtype))
@@ -247,15 +238,7 @@ def _from_mapping(given: Mapping[str, Any], name: str, source: Source | None = N
     if not (hidden and heads and layers and ffn):
         raise CatalogError(f"model `{name}`: sizes and counts must be at least 1.")
     experts = count("n_routed_experts", "num_local_experts", "num_experts", default=0)
-    method = (given.get("quantization_config") or {}).get("quant_method")
-    dtype = str(given.get("torch_dtype") or given.get("dtype") or "bfloat16")
-    if method not in (None, "fp8", "mxfp4") or dtype not in _BYTES:
-        raise CatalogError(
-            f"model `{name}`: cannot cost weights of dtype {dtype!r}, quantisation {method!r}. "
-            f"Known: {', '.join(_BYTES)}."
-        )
-    if method == "fp8":
-        dtype = "fp8"
+    dtype, expert_dtype = _dtypes(given, name)
     kinds = given.get("layer_types") or []
     shape = Transformer(
         name=name,
@@ -267,7 +250,7 @@ def _from_mapping(given: Mapping[str, Any], name: str, source: Source | None = N
         ffn=ffn,
         vocab=count("vocab_size"),
         dtype=dtype,
-        expert_dtype="mxfp4" if method == "mxfp4" else dtype,
+        expert_dtype=expert_dtype,
         tied=bool(given.get("tie_word_embeddings", False)),
         score_head="ProcessReward" in " ".join(map(str, given.get("architectures") or [])),
         windowed_layers=sum(kind == "sliding_attention" for kind in kinds),
@@ -281,13 +264,28 @@ def _from_mapping(given: Mapping[str, Any], name: str, source: Source | None = N
         qk_nope=count("qk_nope_head_dim", default=0),
         qk_rope=count("qk_rope_head_dim", default=0),
         v_dim=count("v_head_dim", default=0),
-        source=source or Source("config.json given in the scenario", "scenario"),
+        source=source or _GIVEN,
     )
     if shape.experts and not 0 < shape.experts_per_token <= shape.experts:
         raise CatalogError(f"model `{name}`: num_experts_per_tok must be 1 to {shape.experts}.")
     if not shape.kv_lora and not (shape.kv_heads and shape.head_dim):
         raise CatalogError(f"model `{name}`: num_key_value_heads and head_dim must be at least 1.")
     return shape
+
+
+def _dtypes(given: Mapping[str, Any], name: str) -> tuple[str, str]:
+    """The dtypes of dense and of expert weights."""
+    quantisation = given.get("quantization_config") or {}
+    method = quantisation.get("quant_method") if isinstance(quantisation, Mapping) else quantisation
+    dtype = str(given.get("torch_dtype") or given.get("dtype") or "bfloat16")
+    if method not in (None, "fp8", "mxfp4") or dtype not in _BYTES:
+        raise CatalogError(
+            f"model `{name}`: cannot cost weights of dtype {dtype!r}, quantisation {method!r}. "
+            f"Known: {', '.join(_BYTES)}."
+        )
+    if method == "mxfp4":
+        return dtype, "mxfp4"
+    return (method or dtype), (method or dtype)
 
 
 def _attention_params(shape: Transformer, tp: int) -> tuple[float, float]:

@@ -2,8 +2,38 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from hw.device import Device
+from hw.profile import ROOFLINE_LABEL, Profile, roofline
+from hw.transformer import Transformer, Work, linear_work
+
+# CUDA-graph capture sizes of vLLM with its default configuration: a decode batch is padded up to one.
+# Source: vLLM 0.19.0, resolved `cudagraph_capture_sizes`, 2026-08-20.
+CAPTURE_SIZES = (1, 2, 4, *range(8, 257, 8), *range(272, 513, 16))
+# Kernels of a layer beside its linear operations and norms: attention in two phases and its merge, the
+# activation. Source: count of the kernels in docs/engine.md's step, 2026-11-23.
+_KERNELS_A_LAYER = 4
+# Memory that is neither weights nor KV: context, workspaces, CUDA graphs (fixed); three fp32 arrays of
+# logits for max_num_seqs; bf16 activations of one layer for max_num_batched_tokens.
+# Source: fixed part fitted to vLLM 0.19.0, Llama-3.1-8B on one RTX 4090 (2,588 blocks), 2026-08-20.
+_RESERVE_BYTES = 0.6e9
+# Communication buffers of tensor parallelism. Source: NVIDIA aiconfigurator system files, 2026-11-23.
+_COMMUNICATION_BYTES = 0.41e9
+
+
+class LatencyError(ValueError):
+    """A step cost that cannot be made: the profile is of another device."""
+
+
+class CapacityError(ValueError):
+    """Weights that leave no room for KV: the message says how many GPUs would do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +56,7 @@ class StepCost:
     error: str | None = (
         None  # held-out error of the profile in words, None where nobody measured it
     )
-    expand_s: float = float("inf")  # MLA: s to expand the latent of one context token for a chunk
+    expand_s: float = math.inf  # MLA: s to expand the latent of one context token for a chunk
     expanded_s: float = 0.0  # MLA: s per (context token, chunk token) of the expanded form
     _memo: dict[tuple[int, int], float] = field(default_factory=dict, repr=False, compare=False)
 
@@ -54,9 +84,109 @@ class StepCost:
         return found
 
     def context_s(self, c: int) -> float:
-        """Seconds per context token of a prefill chunk of c tokens."""
+        """Seconds per context token of a prefill chunk of c tokens.
+
+        With latent attention a long chunk expands the latent to keys and values first, when cheaper.
+        """
         read = self.kv_s * max(1.0, c / self.saturation)
         return min(read, self.expand_s + self.expanded_s * c)
+
+
+def step_cost(
+    shape: Transformer,
+    device: Device,
+    profile: Profile | None = None,
+    tensor_parallel: int = 1,
+) -> StepCost:
+    """The cost of a step of this model on this device: floors over what the profile says is reached.
+
+    Without a profile, the roofline's own: every operation takes its floor. Each operation's time is
+    floor / utilisation at the profiled rows, between them it follows the floor (so it is monotone and
+    never below it), outside them utilisation is held. An operation that was not profiled takes its
+    floor. Raises LatencyError for a profile of another device, CatalogError for an impossible split.
+    """
+    if profile is None:
+        profile = roofline(device, shape, tensor_parallel)
+    if profile.device != device.name:
+        raise LatencyError(
+            f"the profile was made on {profile.device}, the pool runs on {device.name}: name a "
+            f"profile of {device.name}, or use `latency: {{kind: roofline}}`."
+        )
+    ceilings: dict[str, Any] = dict(profile.ceilings)
+    roofs = replace(device, **ceilings)
+    works = linear_work(shape, tensor_parallel)
+    timed = tuple(_timed(work, roofs, profile) for work in works)
+    kernels = sum(w.calls for w in works) + _KERNELS_A_LAYER * shape.layers
+    layers = shape.layers - shape.windowed_layers
+    read_s = layers * shape.kv_layer_bytes(tensor_parallel) / roofs.copy_bytes_per_s
+    pair_s = layers * shape.attention_flops(tensor_parallel) / roofs.gemm_flops_bf16
+    # One branch that reads one token both moves and computes it; a floor counts the larger.
+    kv_s = max(read_s, pair_s) / _reached(profile, "suffix_attention")
+    pair_s = min(kv_s, pair_s / _reached(profile, "prefix_attention"))
+    expand_s, expanded_s = _expansion(shape, roofs, tensor_parallel)
+    copied = 2.0 * shape.kv_bytes_per_token(tensor_parallel) / roofs.copy_bytes_per_s
+    return StepCost(
+        step=_Step(
+            timed, roofs.launch_s * kernels, roofs.eager_launch_s * kernels, roofs.step_gap_s
+        ),
+        kv_s=kv_s,
+        saturation=kv_s / pair_s,
+        copy_s=copied / _reached(profile, "fork_copy"),
+        gpus=tensor_parallel,
+        label=ROOFLINE_LABEL if profile.source_kind == "roofline" else profile.label,
+        source_kind=profile.source_kind,
+        error=profile.error,
+        expand_s=expand_s,
+        expanded_s=expanded_s,
+    )
+
+
+def kv_pages(
+    shape: Transformer,
+    device: Device,
+    tensor_parallel: int = 1,
+    gpu_memory_utilization: float = 0.90,
+    block_size: int = 16,
+    max_num_batched_tokens: int = 8192,
+    max_num_seqs: int = 256,
+) -> int:
+    """KV pages (vLLM: num_gpu_blocks) that fit beside the weights, on each device of the replica.
+
+    (memory x utilisation - weights - reserve) / bytes of a page. Raises CapacityError when none fit,
+    CatalogError for an impossible split.
+    """
+    shape.check_split(tensor_parallel)
+    engine = (gpu_memory_utilization, max_num_batched_tokens, max_num_seqs)
+    left = _free_bytes(shape, device, tensor_parallel, *engine)
+    pages = int(left // (block_size * shape.kv_bytes_per_token(tensor_parallel)))
+    if pages >= 1:
+        return pages
+    weights = shape.weight_bytes(tensor_parallel)
+    fits = [
+        n
+        for n in range(tensor_parallel + 1, 65)
+        if shape.heads % n == 0 and _free_bytes(shape, device, n, *engine) > 0.1 * weights / n
+    ]
+    out = (
+        f"tensor_parallel: {fits[0]} would fit"
+        if fits
+        else "no number of these devices fits: choose a larger device or a smaller model"
+    )
+    raise CapacityError(
+        f"{shape.name} does not fit: its weights take {weights / 1e9:.1f} GB on each of "
+        f"{tensor_parallel} x {device.name}, which has {device.memory_bytes / 1e9:.1f} GB of which "
+        f"{gpu_memory_utilization:.0%} may be used; {out}."
+    )
+
+
+def _free_bytes(
+    shape: Transformer, device: Device, split: int, utilization: float, tokens: int, seqs: int
+) -> float:
+    wide = shape.expert_ffn * shape.experts_per_token if shape.experts else shape.ffn
+    activations = 2.0 * tokens * (3 * wide / split + 4 * shape.hidden)
+    logits = 0.0 if shape.score_head else 3 * 4.0 * seqs * shape.vocab / split
+    reserve = _RESERVE_BYTES + activations + logits + (_COMMUNICATION_BYTES if split > 1 else 0.0)
+    return device.memory_bytes * utilization - shape.weight_bytes(split) - reserve
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +197,95 @@ class _Linear:
 
     def __call__(self, b: int, c: int) -> float:
         return self.base + self.per_decode * b + self.per_prefill * c
+
+
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    """One operation's time over its rows: through the profiled points, shaped by the floor."""
+
+    work: Work
+    device: Device
+    rows: tuple[float, ...]
+    floors: tuple[float, ...]
+    times: tuple[float, ...]
+
+    def seconds(self, rows: int) -> float:
+        floor = self.work.floor_s(self.device, rows)
+        if not self.rows or rows <= 0:
+            return floor
+        i = bisect_left(self.rows, rows)
+        if i == 0:
+            return floor * self.times[0] / self.floors[0]
+        if i == len(self.rows):
+            return floor * self.times[-1] / self.floors[-1]
+        f0, f1, t0, t1 = self.floors[i - 1], self.floors[i], self.times[i - 1], self.times[i]
+        if f1 > f0:
+            share = (floor - f0) / (f1 - f0)
+        else:
+            share = (rows - self.rows[i - 1]) / (self.rows[i] - self.rows[i - 1])
+        return max(floor, t0 + share * (t1 - t0))
+
+
+def _timed(work: Work, device: Device, profile: Profile) -> _Timed:
+    points, reached = profile.utilisation(work.name, work.n, work.k)
+    floors = [work.floor_s(device, float(m)) for m in points]
+    times = [max(f, f / r) for f, r in zip(floors, reached, strict=True)]
+    running = np.maximum.accumulate(times).tolist() if times else []
+    return _Timed(work, device, tuple(map(float, points)), tuple(floors), tuple(running))
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """base_s of a model: its operations, and the cost of launching them, with or without a graph."""
+
+    timed: tuple[_Timed, ...]
+    graph_s: float  # gaps between the kernels of a replayed graph
+    eager_s: float  # launching every kernel on its own
+    gap_s: float
+    _all: dict[int, float] = field(default_factory=dict, repr=False, compare=False)
+    _head: dict[int, float] = field(default_factory=dict, repr=False, compare=False)
+
+    def __call__(self, b: int, c: int) -> float:
+        if c == 0 and b <= CAPTURE_SIZES[-1]:
+            padded = CAPTURE_SIZES[bisect_left(CAPTURE_SIZES, b)]
+            return self._operations(padded, b) + self.graph_s + self.gap_s
+        # Launches run ahead of the kernels: the longer of the two counts. Prefill samples one more
+        # token. A mixed step is never cheaper than its decode alone.
+        busy = self._operations(b + c, b + (1 if c else 0)) + self.graph_s
+        alone = self(b, 0) if b and c else 0.0
+        return max(max(busy, self.eager_s) + self.gap_s, alone)
+
+    def _operations(self, tokens: int, sampled: int) -> float:
+        body = self._all.get(tokens)
+        if body is None:
+            body = sum(t.seconds(tokens) for t in self.timed if not t.work.sampled)
+            self._all[tokens] = body
+        head = self._head.get(sampled)
+        if head is None:
+            head = sum(t.seconds(sampled) for t in self.timed if t.work.sampled)
+            self._head[sampled] = head
+        return body + head
+
+
+def _reached(profile: Profile, op: str) -> float:
+    """The fraction of its floor that an operation reaches where it is largest; 1 if not profiled."""
+    rows = profile.rows(op)
+    if not len(rows["m"]):
+        return 1.0
+    largest = rows["floor_us"] >= 0.5 * rows["floor_us"].max()
+    return min(1.0, float(np.median(rows["frac_floor"][largest])))
+
+
+def _expansion(shape: Transformer, device: Device, split: int) -> tuple[float, float]:
+    """MLA's expanded form: s to expand one context token, s per (context token, chunk token).
+
+    Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1: keys of nope + rope, values of v for each head.
+    """
+    if not shape.kv_lora:
+        return math.inf, 0.0
+    layers, heads = shape.layers, shape.heads / split
+    expand = 2.0 * layers * heads * shape.kv_lora * (shape.qk_nope + shape.v_dim)
+    attend = 2.0 * layers * heads * (shape.qk_nope + shape.qk_rope + shape.v_dim)
+    rate = device.gemm_flops_bf16
+    moved = 2.0 * layers * heads * (shape.qk_nope + shape.qk_rope + shape.v_dim)
+    return expand / rate + 2 * moved / device.copy_bytes_per_s, attend / rate
