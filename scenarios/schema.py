@@ -6,87 +6,87 @@ that needs a verifier) is in scenarios/rules.py. `python -m scenarios.schema` wr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
-    Discriminator,
     Field,
     RootModel,
     StringConstraints,
-    Tag,
-    WithJsonSchema,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from scenarios import units
+from scenarios.arrivals import (
+    Arrivals,
+    Constant,
+    Dist,
+    Diurnal,
+    Empirical,
+    Gamma,
+    Lognormal,
+    Poisson,
+    TraceReplay,
+    Uniform,
+)
+from scenarios.fields import (
+    Multiple,
+    Name,
+    Seconds,
+    Share,
+    Strict,
+    Text,
+    Usd,
+    UsdPerHour,
+    Whole,
+    WholeTokens,
+    wrong,
+)
 
-
-class Strict(BaseModel):
-    """Frozen, and refuses keys it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
-
-
-def _wrong(message: str, hint: str) -> PydanticCustomError:
-    return PydanticCustomError("treeline", "{message}", {"message": message, "hint": hint})
-
-
-def _reader(read: Callable[[object], float]) -> BeforeValidator:
-    def validate(value: object) -> float:
-        try:
-            return read(value)
-        except units.UnitError as error:
-            raise _wrong(error.message, error.hint) from None
-
-    return BeforeValidator(validate)
-
-
-def _unit(quantity: units.Quantity) -> BeforeValidator:
-    return _reader(lambda value: units.parse(value, quantity))
-
-
-def _text(*examples: str, number: bool = False) -> WithJsonSchema:
-    kind = ["string", "number"] if number else "string"
-    return WithJsonSchema({"type": kind, "examples": list(examples)})
-
-
-def _tokens(value: object) -> int:
-    count = units.parse(value, "tokens")
-    if not count.is_integer():
-        raise units.UnitError(f"{value} is not a whole number of tokens", "write a whole number")
-    return int(count)
-
-
-Seconds = Annotated[float, _unit("time"), _text("800ms", "60s", "5min", "2h")]
-PerSecond = Annotated[float, _unit("rate"), _text("12/s", "3/min")]
-Usd = Annotated[float, _unit("money"), _text("0.02 USD")]
-UsdPerHour = Annotated[float, _unit("money_rate"), _text("3.50 USD/h")]
-Share = Annotated[float, _unit("share"), _text("30%", number=True)]
-Multiple = Annotated[float, _reader(units.multiple), _text("100%", "2.0", number=True)]
-Tokens = Annotated[float, _unit("tokens"), _text("4000 tokens", number=True)]
-WholeTokens = Annotated[
-    int,
-    BeforeValidator(_reader(_tokens).func),
-    WithJsonSchema({"type": ["string", "integer"], "examples": ["4000 tokens"]}),
+__all__ = [
+    "NEEDS_VERIFIER",
+    "QUESTION_KINDS",
+    "SEARCH_PARAMETERS",
+    "Arrivals",
+    "Budget",
+    "Constant",
+    "Controller",
+    "Dist",
+    "Diurnal",
+    "Empirical",
+    "Engine",
+    "Gamma",
+    "Horizon",
+    "Kv",
+    "Latency",
+    "Lognormal",
+    "Poisson",
+    "Pool",
+    "Price",
+    "Pricing",
+    "Promise",
+    "QueryClass",
+    "Scenario",
+    "Search",
+    "Slo",
+    "Sweep",
+    "Tier",
+    "TraceReplay",
+    "Uniform",
+    "Workload",
+    "json_schema",
+    "schema_text",
 ]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-Whole = Annotated[int, Field(strict=True, ge=1, le=10**9)]
-Text = Annotated[str, Field(strict=True, min_length=1, max_length=4096)]
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
 class Horizon(Strict):
     """How much time is simulated; statistics cover `measure` only, None is the whole trace."""
 
-    warmup_s: Seconds = Field(60.0, alias="warmup")
-    measure_s: Annotated[Seconds, Field(gt=0)] | None = Field(600.0, alias="measure")
+    warmup_s: Seconds = Field(default=60.0, alias="warmup")
+    measure_s: Annotated[Seconds, Field(gt=0)] | None = Field(default=600.0, alias="measure")
 
 
 class Latency(Strict):
@@ -98,13 +98,11 @@ class Latency(Strict):
     @model_validator(mode="after")
     def _profile_given(self) -> Self:
         if self.kind == "profile" and self.profile is None:
-            raise _wrong(
+            raise wrong(
                 "kind: profile names no profile", "add profile: NAME, or write kind: roofline"
             )
         if self.kind == "roofline" and self.profile is not None:
-            raise _wrong(
-                "kind: roofline reads no profile", "remove profile, or write kind: profile"
-            )
+            raise wrong("kind: roofline reads no profile", "remove profile, or write kind: profile")
         return self
 
 
@@ -121,7 +119,7 @@ class Engine(Strict):
     @model_validator(mode="after")
     def _batch_fits(self) -> Self:
         if self.max_num_batched_tokens < self.max_num_seqs:
-            raise _wrong(
+            raise wrong(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) is less than "
                 f"max_num_seqs ({self.max_num_seqs}), so a full batch could not decode",
                 f"write max_num_batched_tokens: {self.max_num_seqs} or more",
@@ -150,14 +148,20 @@ def _model_or_config(value: object) -> object:
     if isinstance(value, dict) and (
         set(value) != {"config"} or not isinstance(value["config"], str)
     ):
-        raise _wrong("a model in place is {config: PATH}", "write {config: path/to/config.json}")
-    return value
+        raise wrong("a model in place is {config: PATH}", "write {config: path/to/config.json}")
+    return _name_or_mapping(value, "a model", "llama-3.1-8b")
+
+
+def _name_or_mapping(value: object, what: str, example: str) -> object:
+    if isinstance(value, dict) or (isinstance(value, str) and value):
+        return value
+    raise wrong(f"{units.quoted(value)} does not name {what}", f"write for example {example}")
 
 
 def _inline_device(value: object) -> object:
     """A device in place, with every quantity that has a unit (memory_bytes: 141GB) as its SI number."""
     if not isinstance(value, dict):
-        return value
+        return _name_or_mapping(value, "a device", "h200-sxm-141gb")
     device: dict[str, Any] = dict(value)
     for key, item in value.items():
         kind = next((q for end, q in _SUFFIXES if str(key).endswith(end)), None)
@@ -166,7 +170,7 @@ def _inline_device(value: object) -> object:
             try:
                 device[key] = units.parse(item, kind)
             except units.UnitError as error:
-                raise _wrong(f"{key}: {error.message}", error.hint) from None
+                raise wrong(f"{key}: {error.message}", error.hint) from None
     return device
 
 
@@ -184,181 +188,14 @@ class Pool(Strict):
     router: Literal["least_loaded", "round_robin", "random"] = "least_loaded"
 
 
-class Constant(Strict):
-    """Always `value` tokens."""
-
-    kind: Literal["constant"] = "constant"
-    value: Tokens
-    min: Tokens | None = None
-    max: Tokens | None = None
-
-
-class Lognormal(Strict):
-    """Lognormal tokens: `median`, and `sigma` the standard deviation of the logarithm."""
-
-    kind: Literal["lognormal"] = "lognormal"
-    median: Annotated[Tokens, Field(gt=0)]
-    sigma: Annotated[Number, Field(ge=0, le=10)]
-    min: Tokens | None = None
-    max: Tokens | None = None
-
-
-class Uniform(Strict):
-    """Uniform tokens between `low` and `high`."""
-
-    kind: Literal["uniform"] = "uniform"
-    low: Tokens
-    high: Tokens
-    min: Tokens | None = None
-    max: Tokens | None = None
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.low > self.high:
-            raise _wrong(f"low ({self.low:g}) is above high ({self.high:g})", "swap them")
-        return self
-
-
-class Empirical(Strict):
-    """Token counts `values` with probabilities `probs`."""
-
-    kind: Literal["empirical"] = "empirical"
-    values: tuple[Tokens, ...] = Field(min_length=1)
-    probs: tuple[Share, ...] = Field(min_length=1)
-    min: Tokens | None = None
-    max: Tokens | None = None
-
-    @model_validator(mode="after")
-    def _adds_up(self) -> Self:
-        if len(self.values) != len(self.probs):
-            counts = f"{len(self.values)} values and {len(self.probs)} probs"
-            raise _wrong(f"{counts}", "give one probability for each value")
-        if abs(total := sum(self.probs) - 1) > 1e-6:
-            raise _wrong(f"probs add up to {total + 1:.6g}", "they must add up to 1")
-        return self
-
-
-def _kind(default: str | None) -> Discriminator:
-    def kind(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            found = value.get("kind", default)
-        else:
-            found = getattr(value, "kind", None)
-        return f"kind={found}" if isinstance(found, str) else None
-
-    return Discriminator(kind)
-
-
-Dist = Annotated[
-    Annotated[Constant, Tag("kind=constant")]
-    | Annotated[Lognormal, Tag("kind=lognormal")]
-    | Annotated[Uniform, Tag("kind=uniform")]
-    | Annotated[Empirical, Tag("kind=empirical")],
-    _kind(None),
-]
-
-
-class Poisson(Strict):
-    """Independent arrivals, `rate` queries a second."""
-
-    kind: Literal["poisson"] = "poisson"
-    rate: Annotated[PerSecond, Field(gt=0)]
-
-
-class Gamma(Strict):
-    """Arrivals with gamma-distributed gaps: `cv` above 1 is burstier than Poisson."""
-
-    kind: Literal["gamma"] = "gamma"
-    rate: Annotated[PerSecond, Field(gt=0)]
-    cv: Annotated[Positive, Field(ge=0.01, le=100)]
-
-
-def _hourly(value: object) -> object:
-    """24 rates of the hours of a day: all bare numbers (relative) or all with a unit (19/s)."""
-    if not isinstance(value, list | tuple):
-        return value
-    if len(value) != 24:
-        raise _wrong(f"hourly has {len(value)} rates", "give 24, one for each hour of the day")
-    if len({isinstance(item, str) for item in value}) > 1:
-        raise _wrong("hourly mixes bare numbers and rates", "write all 24 as 19/s, or all as 19")
-    if not any(isinstance(item, str) for item in value):
-        value = [f"{item}/s" if type(item) in (int, float) else item for item in value]
-    return tuple(value)
-
-
-class Diurnal(Strict):
-    """A day that repeats every `period`: 24 hourly rates, or a peak to mean ratio, around a mean rate."""
-
-    kind: Literal["diurnal"] = "diurnal"
-    rate: Annotated[
-        PerSecond, Field(gt=0)
-    ]  # the mean over the period; absolute hourly rates give it
-    hourly: (
-        Annotated[
-            tuple[PerSecond, ...],
-            BeforeValidator(_hourly),
-            WithJsonSchema({"type": "array", "items": {"type": ["number", "string"]}}),
-        ]
-        | None
-    ) = None
-    peak_to_mean: Annotated[Number, Field(ge=1, le=100)] | None = None
-    period_s: Annotated[Seconds, Field(gt=0)] = Field(86400.0, alias="period")
-    start_hour: Annotated[Number, Field(ge=0, lt=24)] = 0.0
-    cv: Annotated[Positive, Field(ge=0.01, le=100)] = 1.0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _mean_rate(cls, value: Any) -> Any:
-        """Absolute hourly rates without `rate` are their own mean."""
-        hourly = value.get("hourly") if isinstance(value, dict) else None
-        if not isinstance(hourly, list) or "rate" in value or len(hourly) != 24:
-            return value
-        try:
-            mean = sum(units.parse(item, "rate") for item in hourly) / 24
-        except units.UnitError:
-            return value
-        return {**value, "rate": f"{mean!r}/s"}
-
-    @model_validator(mode="after")
-    def _one_shape(self) -> Self:
-        if (self.hourly is None) == (self.peak_to_mean is None):
-            raise _wrong(
-                "a diurnal rate needs hourly or peak_to_mean, and not both",
-                "add peak_to_mean: 2.0, or hourly: with 24 rates",
-            )
-        if self.hourly is not None and not any(self.hourly):
-            raise _wrong("every hourly rate is 0", "give at least one hour a rate")
-        return self
-
-
-class TraceReplay(Strict):
-    """Arrivals and lengths read from a trace; `speed` 2 is twice as fast, `start` skips its beginning."""
-
-    kind: Literal["trace"] = "trace"
-    path: Text
-    format: Literal["auto", "azure", "burstgpt", "mooncake", "servegen", "bailian"] = "auto"
-    speed: Annotated[Positive, Field(ge=1e-6, le=1e6)] = 1.0
-    limit: Whole | None = None
-    start_s: Seconds = Field(0.0, alias="start")
-
-
-Arrivals = Annotated[
-    Annotated[Poisson, Tag("kind=poisson")]
-    | Annotated[Gamma, Tag("kind=gamma")]
-    | Annotated[Diurnal, Tag("kind=diurnal")]
-    | Annotated[TraceReplay, Tag("kind=trace")],
-    _kind("poisson"),
-]
-
-
 def _question(value: object) -> object:
     if isinstance(value, dict):
         kind = value.get("kind")
         if kind is not None and kind not in QUESTION_KINDS:
             known = ", ".join(QUESTION_KINDS)
-            raise _wrong(f"{units._quoted(kind)} is not a kind of question", f"kinds: {known}")
+            raise wrong(f"{units.quoted(kind)} is not a kind of question", f"kinds: {known}")
         if kind is None and not isinstance(value.get("preset"), str):
-            raise _wrong("a question needs a kind or a preset", "add preset: math-500")
+            raise wrong("a question needs a kind or a preset", "add preset: math-500")
     return value
 
 
@@ -390,10 +227,10 @@ class Search(Strict):
     algorithm: Literal["direct", "best_of_n", "self_consistency", "weighted_vote", "beam"] = (
         "direct"
     )
-    n: Annotated[Whole, Field(le=4096)] | None = None
+    n: Annotated[Whole, Field(le=65_536)] | None = None
     width: Annotated[Whole, Field(le=4096)] | None = None
     expand: Annotated[Whole, Field(le=4096)] | None = None
-    max_steps: Annotated[Whole, Field(le=4096)] | None = None
+    max_steps: Annotated[Whole, Field(le=1000)] | None = None
     max_tokens: WholeTokens | None = None
 
     @property
@@ -403,13 +240,13 @@ class Search(Strict):
         return {name: value for name, value in given.items() if value is not None}
 
 
-# algorithm -> (parameter -> required); models/search.py has the same signatures
-SEARCH_PARAMETERS: Final[Mapping[str, Mapping[str, bool]]] = {
-    "direct": {},
-    "best_of_n": {"n": True},
-    "self_consistency": {"n": True},
-    "weighted_vote": {"n": True},
-    "beam": {"width": True, "expand": True, "max_steps": False},
+# algorithm -> its parameters; models/search.py has the same names, and their defaults
+SEARCH_PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
+    "direct": (),
+    "best_of_n": ("n",),
+    "self_consistency": ("n",),
+    "weighted_vote": ("n",),
+    "beam": ("width", "expand", "max_steps"),
 }
 NEEDS_VERIFIER: Final = frozenset({"best_of_n", "weighted_vote", "beam"})
 
@@ -425,7 +262,7 @@ class Budget(Strict):
     def _from_text(cls, value: Any) -> Any:
         if isinstance(value, dict):
             return value
-        text = value if isinstance(value, str) else units._quoted(value)
+        text = value if isinstance(value, str) else units.quoted(value)
         for field, quantity in (("trajectories", "count"), ("tokens", "tokens")):
             try:
                 amount = units.parse(value, quantity)  # type: ignore[arg-type]
@@ -433,7 +270,7 @@ class Budget(Strict):
                 continue
             if isinstance(value, str) and value.strip()[-1].isalpha() and amount.is_integer():
                 return {field: int(amount)}
-        raise _wrong(f"{text} is not a budget", "write for example 1 trajectory or 4000 tokens")
+        raise wrong(f"{text} is not a budget", "write for example 1 trajectory or 4000 tokens")
 
 
 class Promise(Strict):
@@ -506,7 +343,7 @@ class Sweep(Strict):
 class Scenario(Strict):
     """One question to the simulator, complete; SI numbers throughout."""
 
-    schema_version: Literal[1] = Field(1, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] = (
         "scenario"
     )
@@ -565,6 +402,8 @@ def _lenient(node: Any) -> Any:
         loose["properties"] = {k: _nullable(item) for k, item in loose["properties"].items()}
     if isinstance(loose.get("additionalProperties"), dict):
         loose["additionalProperties"] = _nullable(loose["additionalProperties"])
+    for pattern, item in loose.get("patternProperties", {}).items():
+        loose["patternProperties"][pattern] = _nullable(item)
     return loose
 
 

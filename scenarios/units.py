@@ -131,26 +131,24 @@ def parse(value: object, quantity: Quantity) -> float:
     """
     kind = _KINDS[quantity]
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise UnitError(f"{_quoted(value)} is not {kind.what}", f"write for example {kind.example}")
+        raise UnitError(f"{quoted(value)} is not {kind.what}", f"write for example {kind.example}")
     if not isinstance(value, str):
         number, unit = _finite(value, kind), ""
     else:
         match = _SPLIT.fullmatch(value)
         if match is None:
-            raise UnitError(f"{_quoted(value)} is not {kind.what}", _way_out(value, kind))
+            raise UnitError(f"{quoted(value)} is not {kind.what}", _way_out(value, kind))
         number, unit = _finite(match[1].replace("_", ""), kind), match[2]
     if number < 0:
-        raise UnitError(f"{_quoted(value)} is negative", f"{kind.what} is 0 or more")
+        raise UnitError(f"{quoted(value)} is negative", f"{kind.what} is 0 or more")
     if not unit and kind.bare:
         return _bounded_share(number, value) if quantity == "share" else number
     if not unit:
         fixes = " or ".join(f"{_short(value)}{kind.space}{unit}" for unit in kind.fix)
-        raise UnitError(
-            f"{_quoted(value)} has no unit, and {kind.what} needs one", f"write {fixes}"
-        )
+        raise UnitError(f"{quoted(value)} has no unit, and {kind.what} needs one", f"write {fixes}")
     scale = kind.units.get(unit)
     if scale is None:
-        raise UnitError(f"{_quoted(unit)} is not a unit of {kind.what}", _units(unit, number, kind))
+        raise UnitError(f"{quoted(unit)} is not a unit of {kind.what}", _units(unit, number, kind))
     return _bounded_share(number * scale, value) if quantity == "share" else number * scale
 
 
@@ -162,9 +160,9 @@ def multiple(value: object) -> float:
         if match is not None and match[2] == "%":
             value = _finite(match[1].replace("_", ""), kind) * 0.01
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UnitError(f"{_quoted(value)} is not a multiple", "write for example 100% or 2.0")
+        raise UnitError(f"{quoted(value)} is not a multiple", "write for example 100% or 2.0")
     if (number := _finite(value, kind)) < 0:
-        raise UnitError(f"{_quoted(value)} is negative", "a multiple is 0 or more")
+        raise UnitError(f"{quoted(value)} is negative", "a multiple is 0 or more")
     return number
 
 
@@ -199,7 +197,7 @@ def _finite(number: str | float, kind: _Kind) -> float:
         result = math.inf
     if not math.isfinite(result):
         raise UnitError(
-            f"{_quoted(number)} is not a finite number", f"write for example {kind.example}"
+            f"{quoted(number)} is not a finite number", f"write for example {kind.example}"
         )
     return result
 
@@ -210,7 +208,7 @@ def _bounded_share(share: float, value: object) -> float:
     hint = "a share is at most 100%"
     if not isinstance(value, str) and share <= 100:
         hint = f"write {share:g}%"
-    raise UnitError(f"{_quoted(value)} is more than the whole", hint)
+    raise UnitError(f"{quoted(value)} is more than the whole", hint)
 
 
 def _way_out(value: str, kind: _Kind) -> str:
@@ -244,7 +242,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _quoted(value: object) -> str:
+def quoted(value: object) -> str:
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
