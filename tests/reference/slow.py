@@ -74,8 +74,10 @@ class Settings:
         assert self.sharing in ("tree", "per_branch")
         assert self.fork in ("copy_tail", "recompute_tail")
         assert self.attention in ("shared", "naive")
-        assert self.block_size >= 1 and self.num_gpu_blocks >= 1
-        assert self.max_num_seqs >= 1 and self.max_num_batched_tokens >= 1
+        assert self.block_size >= 1
+        assert self.num_gpu_blocks >= 1
+        assert self.max_num_seqs >= 1
+        assert self.max_num_batched_tokens >= 1
 
 
 @dataclass(eq=False)
@@ -192,7 +194,8 @@ class SlowBatch:
         keys: tuple[Hashable, ...] = ()
         path = 0
         for key, count in prefix:
-            assert count > 0 and count % p == 0
+            assert count > 0
+            assert count % p == 0
             keys += (key,)
             path += count
             if keys not in self.prefixes:
@@ -225,12 +228,15 @@ class SlowBatch:
 
     def prefill(self, node: NodeRef) -> BranchRef:
         """A branch that only brings the path of `node` in."""
-        assert node.alive and node.complete and node.kind != "prefix"
+        assert node.alive
+        assert node.complete
+        assert node.kind != "prefix"
         return self._submit(node, 0)
 
     def drop(self, node: NodeRef) -> None:
         """Free the pages of the whole subtree and forget its branches."""
-        assert node.alive and node.kind != "prefix"
+        assert node.alive
+        assert node.kind != "prefix"
         subtree = self._subtree(node)
         before = self._pinned()
         self.running = [b for b in self.running if b.node not in subtree]
@@ -250,7 +256,9 @@ class SlowBatch:
             node.parent.children.append(node)
 
     def _child(self, parent: NodeRef, tokens: int) -> NodeRef:
-        assert parent.alive and parent.complete and parent.kind != "prefix"
+        assert parent.alive
+        assert parent.complete
+        assert parent.kind != "prefix"
         held = parent.path - 1
         remainder = held % self.settings.block_size
         in_place = not any(child.in_place for child in parent.children)
@@ -366,7 +374,9 @@ class SlowBatch:
         elif node.slots:
             page = node.slots[-1][0]
         else:
-            assert node.in_place and node.parent is not None and node.parent.missing() == 0
+            assert node.in_place
+            assert node.parent is not None
+            assert node.parent.missing() == 0
             page, last = node.parent.slots[-1]
             assert last == offset - 1
         node.slots.append((page, offset))
@@ -450,19 +460,17 @@ class SlowBatch:
         this.preempted.append(branch)
 
     def _decode(self, branch: BranchRef, this: _Tick) -> None:
-        """A plain token: read the path, then write (unless the branch is prefill-only)."""
+        """A plain token: read the path, then write."""
+        assert branch.ticks > 0
         assert self._missing_on_path(branch) == 0
         self._copy_tail(branch, this)
         this.decoders.append(branch)
         this.reads.append([(node, len(node.slots)) for node in self._path_nodes(branch)])
-        if branch.ticks > 0:
-            self._write(branch.node)
-            this.wrote.append(branch)
-        else:
-            this.prefilled.append(branch)
+        self._write(branch.node)
+        this.wrote.append(branch)
 
     def _compute(self, branch: BranchRef, chunk: int, this: _Tick) -> None:
-        """A chunk of an f > 1 branch: missing tokens root first, then the path's last token."""
+        """A chunk (f > 1, or prefill-only): missing tokens root first, then the path's last token."""
         path = self._path_nodes(branch)
         this.chunks.append((chunk, sum(len(node.slots) for node in path) + chunk / 2))
         left = chunk
@@ -473,7 +481,8 @@ class SlowBatch:
         if left == 0:
             branch.filling = True
             return
-        assert left == 1 and self._missing_on_path(branch) == 0
+        assert left == 1
+        assert self._missing_on_path(branch) == 0
         branch.filling = False
         if branch.ticks == 0:
             this.prefilled.append(branch)
@@ -603,21 +612,25 @@ class SlowBatch:
                 assert self._missing_on_path(branch) == 0
                 assert len(branch.node.slots) == branch.node.tail + branch.node.written
         for branch in self.running + self.waiting:
-            assert branch.finish_tick is None and branch.node.alive
+            assert branch.finish_tick is None
+            assert branch.node.alive
         limit = self.settings.max_active_searches
         assert limit is None or len(self._active_queries()) <= limit
 
     def _check_node(self, node: NodeRef, p: int) -> None:
-        assert node.alive and node.missing() >= 0
+        assert node.alive
+        assert node.missing() >= 0
         assert node.parent is None or (node.parent.alive and node in node.parent.children)
         assert sum(1 for child in node.children if child.in_place) <= 1
         count = len(node.slots)
         borrowed = 1 if node.start > 0 else 0
         formula = -(-(node.start + count) // p) - borrowed if count else 0
         assert len(node.pages) == formula, "pages of a node"
-        assert not (node.in_place and node.tail) and (node.in_place or node.start == 0)
+        assert not (node.in_place and node.tail)
+        assert node.in_place or node.start == 0
         if count and borrowed:
-            assert node.parent is not None and node.parent.missing() == 0
+            assert node.parent is not None
+            assert node.parent.missing() == 0
             assert node.parent.slots[-1] == (node.slots[0][0], node.start - 1)
         for i, (page, offset) in enumerate(node.slots):
             assert offset == (node.start + i) % p

@@ -55,7 +55,8 @@ def test_one_branch_prefills_its_prompt_and_writes_into_its_last_page():
     # 106 + 6/8 * (0 + 3); then 110 + (5 + 1) / 4; then 110 + (5 + 2) / 4.
     assert (branch.first_token_tick, branch.first_token_s) == (1, 108.25)
     assert (branch.finish_tick, branch.finish_s) == (3, 108.25 + 111.5 + 111.75)
-    assert batch.step() is None and batch.tick == 3
+    assert batch.step() is None
+    assert batch.tick == 3
 
 
 @pytest.mark.parametrize(
@@ -167,8 +168,10 @@ def test_nothing_is_admitted_in_a_tick_that_preempted():
     batch.branch(batch.prompt(1, 1), 5)
     log(batch, until=4)
     small = batch.branch(old.node.parent, 1)
-    assert batch.step() == [] and small.first_token_tick is None
-    assert batch.step() == [small] and small.finish_tick == 6
+    assert batch.step() == []
+    assert small.first_token_tick is None
+    assert batch.step() == [small]
+    assert small.finish_tick == 6
 
 
 def test_a_query_that_does_not_fit_alone_is_an_error():
@@ -316,10 +319,11 @@ def test_a_prefill_only_branch_brings_given_tokens_in_and_writes_nothing():
     ]
     assert batch.cost.asked == [(0, 8), (0, 2)]
     assert (scoring.first_token_tick, scoring.finish_tick) == (None, 2)
-    batch.prefill(given)  # nothing is missing: one plain token
+    again = batch.prefill(given)  # nothing is missing: a chunk of one token over 9
     below = batch.branch(given, 1)
     assert log(batch, given, below.node) == [(3, [1, 2], (0, 3, 5), 4, 1)]
-    assert batch.cost.asked[-1] == (2, 0)
+    assert batch.cost.asked[-1] == (1, 1)
+    assert again.finish_s - scoring.finish_s == 111 + 9 / 4 + (9 + 1 / 2) / 8
 
 
 def test_the_tail_of_a_given_copy_is_computed():
@@ -354,7 +358,8 @@ def test_a_search_waits_until_an_active_one_is_dropped():
     other = batch.branch(batch.prompt(2, 1), 1)
     batch.branch(first, 1)
     assert log(batch) == [(1, [2], (0, 1, 7))]
-    assert batch.step() is None and other.finish_tick is None
+    assert batch.step() is None
+    assert other.finish_tick is None
     batch.drop(first)
     assert log(batch) == [(2, [1], (0, 1, 7))]
 
@@ -383,12 +388,9 @@ def test_without_sharing_the_second_child_copies_all_it_reads(attention):
     assert batch.now == (106 + 2.25 + 5 * 0.5) + (120 + (5 + 1 + 6) / 4)
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_random_worlds_keep_every_invariant_and_end_with_all_pages_free(seed):
-    rng = random.Random(seed)
+def random_replica(rng, sharing):
     p = rng.choice([1, 2, 3, 4])
-    sharing = rng.choice(["tree", "tree", "per_branch"])
-    batch = replica(
+    return replica(
         p,
         40 // p + rng.choice([0, 0, 10]),
         max_num_seqs=rng.choice([1, 3, 8]),
@@ -398,37 +400,54 @@ def test_random_worlds_keep_every_invariant_and_end_with_all_pages_free(seed):
         fork=rng.choice(["copy_tail", "recompute_tail"]),
         attention=rng.choice(["shared", "naive"]),
     )
-    roots, complete, made = [], [], []
-    for _ in range(80):
-        what = rng.random()
-        if what < 0.1 and len(roots) < 4:
-            m = rng.randint(1, 9)
-            keys = [rng.choice("xy") for _ in range((m - 1) // p)][: rng.randint(0, 2)]
-            chain = [(key, p) for key in keys] if sharing == "tree" else []
-            roots.append(batch.prompt(len(roots), m, chain))
-            complete.append(roots[-1])
-        elif what < 0.5 and complete:
-            made.append(batch.branch(rng.choice(complete), rng.randint(1, 6)))
-        elif what < 0.54 and complete:
-            complete.append(batch.given(rng.choice(complete), rng.randint(1, 6)))
-        elif what < 0.58 and complete:
-            made.append(batch.prefill(rng.choice(complete)))
-        elif what < 0.62 and len(complete) > 4:
-            batch.drop(rng.choice(complete))
-        else:
-            for branch in batch.step() or []:
-                complete.append(branch.node)
-        shallow = [node for node in dict.fromkeys(complete) if node.path <= 21]
-        complete = [node for node in shallow if node.alive]
+
+
+def random_prompt(rng, batch, query):
+    p, m = batch.settings.block_size, rng.randint(1, 9)
+    keys = [rng.choice("xy") for _ in range((m - 1) // p)][: rng.randint(0, 2)]
+    chain = [(key, p) for key in keys] if batch.settings.sharing == "tree" else []
+    return batch.prompt(query, m, chain)
+
+
+def random_act(rng, batch, roots, complete, made):
+    """One submission, drop or tick; new complete nodes and branches are appended."""
+    what = rng.random()
+    if what < 0.1 and len(roots) < 4:
+        roots.append(random_prompt(rng, batch, len(roots)))
+        complete.append(roots[-1])
+    elif what < 0.5 and complete:
+        made.append(batch.branch(rng.choice(complete), rng.randint(1, 6)))
+    elif what < 0.54 and complete:
+        complete.append(batch.given(rng.choice(complete), rng.randint(1, 6)))
+    elif what < 0.58 and complete:
+        made.append(batch.prefill(rng.choice(complete)))
+    elif what < 0.62 and len(complete) > 4:
+        batch.drop(rng.choice(complete))
+    else:
+        complete.extend(branch.node for branch in batch.step() or [])
+
+
+def run_until_idle(batch):
     while batch.step() is not None:
         pass
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_worlds_keep_every_invariant_and_end_with_all_pages_free(seed):
+    rng = random.Random(seed)
+    batch = random_replica(rng, rng.choice(["tree", "tree", "per_branch"]))
+    roots, complete, made = [], [], []
+    for _ in range(80):
+        random_act(rng, batch, roots, complete, made)
+        shallow = [node for node in dict.fromkeys(complete) if node.path <= 21]
+        complete = [node for node in shallow if node.alive]
+    run_until_idle(batch)
     for root in roots:
         if root.alive:
             batch.drop(root)
-        while batch.step() is not None:
-            pass
-    done = [branch.finish_tick is not None for branch in made if branch.node.alive]
-    assert all(done)
+        run_until_idle(batch)
+    assert all(branch.finish_tick is not None for branch in made if branch.node.alive)
     pinned, cached, _ = batch.used_pages()
-    assert pinned == 0 and cached == sum(batch.pages(node) for node in batch.nodes)
+    assert pinned == 0
+    assert cached == sum(batch.pages(node) for node in batch.nodes)
     assert all(node.kind == "prefix" for node in batch.nodes)
