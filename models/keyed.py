@@ -78,7 +78,9 @@ def mix_array(x: Keys) -> Keys:
 def root_keys(seed: int, replication: int, stream: int, n: int) -> Keys:
     """`root_key` for index 0 to n - 1, as uint64 of shape (n,)."""
     ordinals = np.arange(1, n + 1, dtype=np.uint64)
-    return mix_array(np.uint64(stream_key(seed, replication, stream)) + ordinals * np.uint64(GOLDEN))
+    return mix_array(
+        np.uint64(stream_key(seed, replication, stream)) + ordinals * np.uint64(GOLDEN)
+    )
 
 
 def uniform_array(keys: Keys, purpose: int) -> npt.NDArray[np.float64]:

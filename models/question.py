@@ -1,0 +1,145 @@
+"""Classes of questions by name or by parameters: presets.yaml and what a scenario changes -> QuestionModel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import accumulate
+from types import MappingProxyType
+from typing import Any, Final
+
+from models.lengths import Quantile, quantile
+from models.presets import PresetError, unknown, values
+from models.verifier import verifier_model
+from models.world import TABLE, QuestionModel, World
+
+__all__ = ["QuestionModel", "World", "question_model"]
+
+DEFAULT_PRESET: Final = MappingProxyType(
+    {"single_step": "chat", "steps": "math-500", "thinking": "thinking-r1"}
+)
+COMMON: Final = frozenset(
+    {"kind", "verifier", "prompt_tokens", "pass_rate", "bottleneck", "bottleneck_range", "theta"}
+)
+OWN: Final = MappingProxyType(
+    {
+        "single_step": frozenset({"output_tokens", "length_correlation"}),
+        "steps": frozenset(
+            {"steps", "kappa", "weights", "diversity", "recovery", "step_tokens", "output_tokens"}
+            | {"length_correlation"}
+        ),
+        "thinking": frozenset(
+            {"output_tokens", "length_correlation", "wrong_longer", "lengths_of", "max_output"}
+            | {"reasoning_share", "share_correlation"}
+        ),
+    }
+)
+
+
+def question_model(spec: str | Mapping[str, Any]) -> QuestionModel:
+    """A class of questions by preset name, or by a mapping of parameters over a preset.
+
+    The mapping may hold `preset`, `kind` and any parameter of that kind; without `preset` the rest comes
+    from chat (single_step), math-500 (steps) or thinking-r1 (thinking). `output_tokens` given for `steps`
+    replaces `step_tokens`. Raises PresetError for an unknown preset, kind or parameter, ValueError for a
+    value out of range.
+    """
+    given = {"preset": spec} if isinstance(spec, str) else dict(spec)
+    kind = given.get("kind")
+    if kind is not None and kind not in OWN:
+        raise PresetError(unknown("kind of question", kind, OWN))
+    preset = given.pop("preset", None)
+    if preset is None:
+        if kind is None:
+            raise PresetError('A question needs a "preset" or a "kind".')
+        preset = DEFAULT_PRESET[kind]
+    p = values("questions", preset)
+    if kind is not None and kind != p["kind"]:
+        raise PresetError(
+            f"Preset {preset!r} is of kind {p['kind']!r}, not {kind!r}: drop one of the two."
+        )
+    kind = str(p["kind"])
+    for name in given:
+        if name not in COMMON | OWN[kind]:
+            raise PresetError(unknown(f"parameter of a {kind} question", name, COMMON | OWN[kind]))
+    p |= given
+    return _build(str(preset), kind, p, by_total=kind != "steps" or "output_tokens" in given)
+
+
+def _build(name: str, kind: str, p: Mapping[str, Any], by_total: bool) -> QuestionModel:
+    steps_min, edges = _steps(p["steps"]) if "steps" in p else (1, (1.0,))
+    low, high = p.get("bottleneck_range", (10**-5.5, 10**-2))
+    if not 0 < low <= high <= 1:
+        raise ValueError(f'"bottleneck_range" must be 0 < low <= high <= 1, got {low}, {high}.')
+    weights = p.get("weights")
+    if weights is not None:
+        if len(edges) != 1 or len(weights) != steps_min or not all(w > 0 for w in weights):
+            raise ValueError('"weights" must be one number > 0 per step of a constant number.')
+        weights = tuple(float(w) / sum(weights) for w in weights)
+    lengths_of = p.get("lengths_of", "all")
+    if lengths_of not in ("all", "solved"):
+        raise ValueError(f'"lengths_of" must be all or solved, got {lengths_of!r}.')
+    limit = p.get("max_output")
+    verifier_model(
+        p["verifier"]
+    )  # an unknown verifier is an error here, not in the middle of a run
+    return QuestionModel(
+        name=name,
+        kind=kind,
+        verifier=p["verifier"],
+        prompt_tokens=quantile(p["prompt_tokens"]),
+        pass_rate=_beta(p["pass_rate"]),
+        bottleneck=_number(p, "bottleneck", 0.0, 0.0, 0.999),
+        bottleneck_range=(float(low), float(high)),
+        theta=_number(p, "theta", 7.0, 1e-3, 1e6),
+        steps_edges=edges,
+        steps_min=steps_min,
+        kappa=_number(p, "kappa", 2.0, 1e-3, 1e6),
+        weights=weights,
+        diversity=_number(p, "diversity", 0.0, 0.0, 1.0),
+        recovery=_number(p, "recovery", 0.0, 0.0, 1.0),
+        step_tokens=None if by_total else _table(quantile(p["step_tokens"])),
+        output_tokens=quantile(p["output_tokens"]) if by_total else None,
+        length_correlation=_number(p, "length_correlation", 0.5, 0.0, 1.0),
+        wrong_longer=_number(p, "wrong_longer", 1.0, 0.01, 100.0),
+        solved_lengths=lengths_of == "solved",
+        reasoning_share=quantile(p["reasoning_share"]) if "reasoning_share" in p else None,
+        share_correlation=_number(p, "share_correlation", 0.0, -1.0, 1.0),
+        max_output=None if limit is None else int(_number(p, "max_output", 0, 1, 2**31)),
+    )
+
+
+def _number(p: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
+    value = p.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f'"{name}" must be a number from {low:g} to {high:g}, got {value!r}.')
+    return float(value)
+
+
+def _beta(spec: Mapping[str, Any]) -> tuple[float, float]:
+    if not isinstance(spec, Mapping) or spec.get("kind", "beta") != "beta":
+        raise ValueError(f'"pass_rate" must look like {{kind: beta, a: 4, b: 1}}, got {spec!r}.')
+    if set(spec) - {"kind", "a", "b"}:
+        raise PresetError(unknown("key of pass_rate", min(set(spec) - {"kind", "a", "b"}), "ab"))
+    return _number(spec, "a", math.nan, 1e-3, 1e6), _number(spec, "b", math.nan, 1e-3, 1e6)
+
+
+def _steps(spec: Mapping[str, Any] | int) -> tuple[int, tuple[float, ...]]:
+    """The least number of steps, and the cumulative probability of that number, one more, and so on."""
+    if isinstance(spec, int):
+        spec = {"kind": "constant", "value": spec}
+    if spec["kind"] == "constant":
+        return int(_number(spec, "value", math.nan, 1, 1000)), (1.0,)
+    if spec["kind"] != "poisson":
+        raise PresetError(unknown("kind of steps", spec["kind"], ("constant", "poisson")))
+    least = int(_number(spec, "min", 1, 1, 1000))
+    most = int(_number(spec, "max", 1000, least, 1000))
+    mean = _number(spec, "mean", math.nan, 0.0, 700.0)
+    chances = [math.exp(-mean)]
+    for j in range(1, most - least):
+        chances.append(chances[-1] * mean / j)
+    return least, (*accumulate(chances[: most - least]), 1.0)
+
+
+def _table(draw: Quantile) -> tuple[int, ...]:
+    return tuple(max(1, round(draw((i + 0.5) / TABLE))) for i in range(TABLE))

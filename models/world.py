@@ -1,0 +1,336 @@
+"""What a question is: a latent pass rate, steps that keep a solution alive or not, wrong answers, lengths.
+
+A `QuestionModel` holds the parameters of a class of questions; a `World` is one question. A solution
+takes K steps; step k keeps it alive with probability p^{w_k}, the product being the pass rate p. At the
+fatal step the wrong answer is drawn, and every descendant inherits it. Nothing here depends on the order
+of calls: a node's luck is keyed by its path (models/keyed.py), so a whole answer grown at once equals the
+same chain grown step by step, and a chain cut anywhere and resumed equals the chain left alone.
+
+Source: form and constants after Treeline's design notes on search, "a generative model" (2026-11-23).
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from scipy.special import betaincinv, gammaincinv
+
+from models.keyed import GOLDEN, MASK, child_key, mix, normal, normal_quantile, uniform
+from models.lengths import Quantile, quantile
+from models.tree import Node, Until
+from models.verifier import VerifierModel
+
+DIFFICULTY, STEPS, WEIGHT, BOTTLENECK, STICK, CLASS, LABEL, ERROR, BLIND = range(1, 10)
+STEP, WRONG, RECOVER, DIVERSE, SPREAD, LENGTH, SHARE, RESUME = range(16, 24)
+NOISE: Final = 1 << 16  # plus the verifier's version
+HALF: Final = 1 << 32  # a step's 64 bits hold two draws: survival above, length below
+TABLE: Final = 4096  # points of the step length distribution
+UNBOUNDED: Final = 1 << 62
+RIGHT: Final = 0
+SQRT_HALF: Final = math.sqrt(0.5)
+NAN: Final = math.nan
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuestionModel:
+    """A class of questions: its parameters, lengths in tokens, shares in [0, 1].
+
+    `models.question.question_model` builds one from a preset and checks the ranges.
+    """
+
+    name: str
+    kind: str  # single_step | steps | thinking
+    verifier: str  # the verifier preset that fits it
+    prompt_tokens: Quantile
+    pass_rate: tuple[float, float]  # a, b of Beta(a, b), the shape of the latent pass rate
+    bottleneck: float  # share of questions whose pass rate is carried by one step
+    bottleneck_range: tuple[float, float]  # there the pass rate is log-uniform in it
+    theta: float  # wrong answers are GEM(theta): larger is more scattered
+    steps_edges: tuple[float, ...]  # cumulative probability of each number of steps
+    steps_min: int
+    kappa: float  # Dirichlet concentration of the steps' weights
+    weights: tuple[float, ...] | None  # mean weights of the steps, all equal when None
+    diversity: float  # phi: how far siblings below the first step spread instead of repeating
+    recovery: float  # chance per step that a dead solution comes back
+    step_tokens: tuple[int, ...] | None  # TABLE points of a step's length; None: by `output_tokens`
+    output_tokens: Quantile | None  # length of a whole trajectory
+    length_correlation: float  # of the (normal scores of the) lengths of two tries at one question
+    wrong_longer: float  # wrong thinking is this many times longer on the same question
+    solved_lengths: bool  # `output_tokens` describes right chains alone, else all chains
+    reasoning_share: (
+        Quantile | None
+    )  # hidden thinking as a share of the output; None: all is visible
+    share_correlation: float  # of the share with the length (normal scores)
+    max_output: int | None  # no trajectory of the preset is longer than this
+
+    def world(
+        self,
+        key: int,
+        prompt_tokens: int,
+        verifier: VerifierModel | None = None,
+        output_tokens: Quantile | Mapping[str, Any] | None = None,
+        output_tokens_given: int | None = None,
+    ) -> World:
+        """The question named by `key` (64 bits), with a prompt of `prompt_tokens` >= 0.
+
+        `output_tokens` replaces the length of a trajectory by a quantile function (or a distribution
+        as `models.lengths.quantile` takes it); `output_tokens_given` makes every trajectory one step
+        of exactly that many tokens. Raises ValueError when either is out of range.
+        """
+        if prompt_tokens < 0 or (output_tokens_given is not None and output_tokens_given < 1):
+            raise ValueError(
+                '"prompt_tokens" must be >= 0 and "output_tokens_given" >= 1, got '
+                f"{prompt_tokens} and {output_tokens_given}."
+            )
+        lengths = self.output_tokens if output_tokens is None else output_tokens
+        if lengths is not None and not callable(lengths):
+            lengths = quantile(lengths)
+        return World(self, key, prompt_tokens, verifier, lengths, output_tokens_given)
+
+
+class World:
+    """One question: grows nodes, scores them, knows the right answer."""
+
+    __slots__ = (
+        "model", "key", "root", "difficulty", "verifier",
+        "_steps", "_survive", "_table", "_lengths", "_right", "_labels", "_sticks", "_left",
+        "_noise", "_rho", "_fresh", "_sigma", "_gain_right", "_gain_wrong", "_errors",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        model: QuestionModel,
+        key: int,
+        prompt_tokens: int,
+        verifier: VerifierModel | None,
+        lengths: Quantile | None,
+        given: int | None,
+    ) -> None:
+        self.model = model
+        self.key = key
+        self.verifier = verifier
+        self._lengths = lengths
+        self._table = None if given or lengths is not None else model.step_tokens
+        self._steps = 1 if given else _number_of_steps(model, key)
+        self.difficulty, self._survive = _survival(model, key, self._steps)
+        self._sticks: list[float] = []  # cumulative shares of the wrong answers 1, 2, ...
+        self._left = 1.0
+        self._labels: dict[int, int] = {}
+        self._right = self._label(RIGHT)
+        self._errors: dict[int, float] = {RIGHT: 0.0}
+        self._noise = 0
+        self._rho = self._fresh = self._sigma = 0.0
+        self._gain_right: list[float] = []
+        self._gain_wrong: list[float] = []
+        if verifier is not None:
+            steps = self._steps
+            self._noise = NOISE + verifier.version
+            self._rho = verifier.rho
+            self._fresh = math.sqrt(1.0 - verifier.rho**2)
+            self._sigma = verifier.step_sigma
+            halves = [verifier.gain(k, steps) / 2 for k in range(steps + 1)]
+            self._gain_right = [verifier.bias + h for h in halves]
+            self._gain_wrong = [verifier.bias - h for h in halves]
+        self.root = Node(None, 0, 0, prompt_tokens, prompt_tokens, key=key)
+        self.root.hidden = (0, RIGHT, 0.0, given or 0, None)
+
+    def grow(
+        self, parent: Node, ordinal: int, until: Until = "step", cap: int | None = None
+    ) -> Node:
+        """The complete child number `ordinal` of `parent`, to the end of a step or of the answer.
+
+        A child longer than `cap` tokens is truncated: it is not done and has no answer, and its child
+        0 resumes the remainder. Raises ValueError when `parent` is done or `cap` < 1.
+        """
+        if parent.done:
+            raise ValueError("A finished trajectory cannot grow: expand a node that is not done.")
+        if cap is None:
+            cap = UNBOUNDED
+        elif cap < 1:
+            raise ValueError(f'"cap" must be >= 1 token, got {cap}.')
+        # hidden: finished steps, wrong answer so far (0: alive), step error, total tokens of the
+        # trajectory (0: drawn step by step), and of a truncated step what is left of it.
+        k, wrong, error, total, pending = parent.hidden
+        steps, noise, table, survive = self._steps, self._noise, self._table, self._survive
+        diversity = self.model.diversity
+        share = self.model.reasoning_share
+        number, key = ordinal, parent.key
+        tokens = visible = 0
+        while True:
+            if pending is None:
+                mother = key
+                key = mix(key + (ordinal + 1) * GOLDEN)
+                bits = mix(key ^ STEP)
+                next_wrong = wrong
+                if wrong or diversity or bits >> 32 >= survive[k]:
+                    next_wrong = self._fate(k, wrong, key, bits >> 32, mother, ordinal)
+                next_error = 0.0
+                if noise:
+                    fresh = normal_quantile(((mix(key ^ noise) >> 12) + 0.5) * 2.0**-52)
+                    next_error = self._rho * error + self._fresh * fresh if k else fresh
+                if table is not None:
+                    length = table[bits & (TABLE - 1)]
+                else:
+                    if not total:
+                        total = self._total(key, next_wrong)
+                    length = total * (k + 1) // steps - total * k // steps
+                shown = length if share is None else self._shown(key, length, share)
+            else:
+                length, next_wrong, next_error, shown = pending
+                pending = None
+                if ordinal:
+                    key = child_key(key ^ RESUME, ordinal)
+            ordinal = 0
+            tokens += length
+            visible += shown
+            if tokens > cap:
+                left = tokens - cap
+                still = min(shown, left)
+                tokens, visible = cap, visible - still
+                pending = (left, next_wrong, next_error, still)
+                break
+            k += 1
+            wrong = next_wrong
+            error = next_error
+            if k == steps or until == "step" or tokens == cap:
+                break
+        done = k == steps
+        return Node(
+            parent,
+            number,
+            k if pending is None else k + 1,
+            tokens,
+            parent.path_tokens + tokens,
+            done,
+            self._label(wrong) if done else None,
+            NAN,
+            visible,
+            0,
+            key,
+            (k, wrong, error, total, pending),
+        )
+
+    def _fate(self, k: int, wrong: int, key: int, luck: int, mother: int, ordinal: int) -> int:
+        """The wrong answer (or RIGHT) after step k + 1, for whose survival `luck` was drawn."""
+        model = self.model
+        if wrong:
+            back = model.recovery and uniform(key, RECOVER) < model.recovery
+            return RIGHT if back else wrong
+        if model.diversity and k and uniform(key, DIVERSE) < model.diversity:
+            luck = ((mix(mother ^ SPREAD) + ordinal * GOLDEN) & MASK) >> 32
+        return RIGHT if luck < self._survive[k] else self._wrong_answer(uniform(key, WRONG))
+
+    def score(self, node: Node) -> float:
+        """The verifier's score of the steps that `node` has finished, in (0, 1); also set on the node.
+
+        Raises ValueError when the world has no verifier.
+        """
+        if not self._noise:
+            raise ValueError("This question has no verifier: pass one to QuestionModel.world.")
+        hidden = node.hidden
+        wrong = hidden[1]
+        shift = self._errors.get(wrong)
+        if shift is None:
+            shift = self._errors[wrong] = self._class_error(wrong)
+        gain = self._gain_wrong if wrong else self._gain_right
+        logit = gain[hidden[0]] + shift + self._sigma * hidden[2]
+        score = node.score = 1.0 / (1.0 + math.exp(-min(max(logit, -30.0), 30.0)))
+        return score
+
+    def is_correct(self, answer: int | None) -> bool:
+        """Whether the answer with this label is right; no answer is not."""
+        return answer == self._right
+
+    def _label(self, wrong: int) -> int:
+        label = self._labels.get(wrong)
+        if label is None:
+            label = self._labels[wrong] = mix(self._class_key(wrong) ^ LABEL) >> 1
+        return label
+
+    def _class_key(self, wrong: int) -> int:
+        return child_key(mix(self.key ^ CLASS), wrong)
+
+    def _class_error(self, wrong: int) -> float:
+        assert self.verifier is not None
+        key = self._class_key(wrong)
+        blind = uniform(key, BLIND) < self.verifier.blind_share
+        boost = self.verifier.blind_boost if blind else 0.0
+        return self.verifier.class_sigma * normal(key, ERROR) + boost
+
+    def _wrong_answer(self, u: float) -> int:
+        """Draw wrong answer 1, 2, ... by breaking the stick as far as `u` needs."""
+        sticks = self._sticks
+        while not sticks or sticks[-1] <= u:
+            if self._left < 1e-12:
+                return len(sticks)
+            v = uniform(self._class_key(len(sticks) + 1), STICK)
+            self._left *= v ** (1.0 / self.model.theta)  # 1 - Beta(1, theta)
+            sticks.append(1.0 - self._left)
+        return bisect_right(sticks, u) + 1
+
+    def _length_score(self, key: int) -> float:
+        shared = self.model.length_correlation
+        return math.sqrt(shared) * normal(self.key, LENGTH) + math.sqrt(1.0 - shared) * normal(
+            key, LENGTH
+        )
+
+    def _total(self, key: int, wrong: int) -> int:
+        """Tokens of the trajectory whose first step is `key`; at least one a step."""
+        model, lengths = self.model, self._lengths
+        assert lengths is not None
+        tokens = lengths(_phi(self._length_score(key)))
+        if lengths is model.output_tokens:
+            if model.wrong_longer != 1.0:
+                rate = 1.0 if model.solved_lengths else self.difficulty
+                tokens *= model.wrong_longer ** (rate if wrong else rate - 1.0)
+            if model.max_output is not None:
+                tokens = min(tokens, model.max_output)
+        return max(round(tokens), self._steps)
+
+    def _shown(self, key: int, length: int, share: Quantile) -> int:
+        """How many of a chain's tokens are its visible answer: the rest of the reasoning share."""
+        c = self.model.share_correlation
+        score = c * self._length_score(key) + math.sqrt(1.0 - c * c) * normal(key, SHARE)
+        return max(1, length - round(length * share(_phi(score))))
+
+
+def _phi(z: float) -> float:
+    return min(max(0.5 * math.erfc(-z * SQRT_HALF), 1e-16), 1.0 - 1e-16)
+
+
+def _number_of_steps(model: QuestionModel, key: int) -> int:
+    edges = model.steps_edges
+    if len(edges) == 1:
+        return model.steps_min
+    return model.steps_min + min(bisect_right(edges, uniform(key, STEPS)), len(edges) - 1)
+
+
+def _survival(model: QuestionModel, key: int, steps: int) -> tuple[float, tuple[int, ...]]:
+    """The pass rate, and per step the chance of staying alive as an integer out of 2^32."""
+    u, share = uniform(key, DIFFICULTY), model.bottleneck
+    if u < share:
+        low, high = model.bottleneck_range
+        rate = low * (high / low) ** (u / share)
+        fatal = int(uniform(key, BOTTLENECK) * steps)
+        return rate, tuple(int(rate * HALF) if k == fatal else HALF for k in range(steps))
+    rate = float(betaincinv(*model.pass_rate, (u - share) / (1.0 - share)))
+    if steps == 1:
+        return rate, (int(rate * HALF),)
+    weights = _weights(model, key, steps)
+    return rate, tuple(int(rate**w * HALF) for w in weights)
+
+
+def _weights(model: QuestionModel, key: int, steps: int) -> list[float]:
+    """Dirichlet weights of the steps, as gamma draws over their sum."""
+    base = mix(key ^ WEIGHT)
+    draws = [uniform(child_key(base, k), WEIGHT) for k in range(steps)]
+    shape: float | list[float] = model.kappa
+    if model.weights is not None:
+        shape = [model.kappa * steps * w for w in model.weights]
+    gammas: list[float] = gammaincinv(shape, draws).tolist()
+    whole = sum(gammas)
+    return [g / whole for g in gammas] if whole > 0 else [1.0 / steps] * steps
