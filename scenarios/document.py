@@ -70,15 +70,17 @@ class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
         self.depth += 1
         self.count += 1
         if self.depth > MAX_DEPTH:
-            raise _Refused(f"nested deeper than {MAX_DEPTH} levels", event.start_mark, _TIDY)
+            raise _RefusedError(f"nested deeper than {MAX_DEPTH} levels", event.start_mark, _TIDY)
         if self.count > MAX_VALUES:
-            raise _Refused(f"more than {MAX_VALUES:,} values", event.start_mark, _TIDY)
+            raise _RefusedError(f"more than {MAX_VALUES:,} values", event.start_mark, _TIDY)
         if isinstance(event, NodeEvent) and not isinstance(event, AliasEvent):
             tag = getattr(event, "tag", None)
             if tag not in (None, "!"):
                 hint = "remove the tag; a scenario holds plain values only"
                 shown = str(tag).replace("tag:yaml.org,2002:", "!!")
-                raise _Refused(f"the tag {shown} is not used in scenarios", event.start_mark, hint)
+                raise _RefusedError(
+                    f"the tag {shown} is not used in scenarios", event.start_mark, hint
+                )
         node = Composer.compose_node(self, parent, index)
         self.depth -= 1
         return node
@@ -87,7 +89,7 @@ class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
 _TIDY: Final = "a scenario is a page or two of settings; is this the right file?"
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     def __init__(self, message: str, mark: Any, hint: str) -> None:
         super().__init__(message)
         self.message, self.mark, self.hint = message, mark, hint
@@ -105,12 +107,14 @@ def read(text: str, name: str) -> Value:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-    except _Refused as error:
+    except _RefusedError as error:
         _refuse(_mark(error.mark, name, lines), error.message, error.hint)
     except ReaderError as error:
         _refuse(_of_offset(text, error.position, name, lines), *_unreadable(error))
     except (ScannerError, ParserError, ComposerError) as error:
         mark = error.problem_mark or error.context_mark
+        if "stream end" in str(error.problem) or "end of stream" in str(error.problem):
+            mark = error.context_mark or mark  # what was opened and never closed
         where = _mark(mark, name, lines) if mark is not None else Mark(name)
         _refuse(where, *_syntax(error, where))
     except (ValueError, OverflowError):  # PyYAML's scanner on an escape such as "\UFFFFFFFF"

@@ -17,12 +17,27 @@ from pydantic_core import ErrorDetails
 from scenarios import merge, rules, units
 from scenarios.document import Value
 from scenarios.errors import Mark, Problem
-from scenarios.merge import Path
+from scenarios.merge import Keys
 from scenarios.schema import json_schema
 
 _LATER: Final = frozenset(
-    ("versions", "rollback", "autoscale", "failures", "escalate", "canary", "objective", "swap")
-    + ("best_fixed", "oracle", "learned", "dvts", "rebase", "mcts", "speculative")
+    [
+        "versions",
+        "rollback",
+        "autoscale",
+        "failures",
+        "escalate",
+        "canary",
+        "objective",
+        "swap",
+        "best_fixed",
+        "oracle",
+        "learned",
+        "dvts",
+        "rebase",
+        "mcts",
+        "speculative",
+    ]
 )
 _LATER_HINT: Final = "not in this version; remove it"
 _EXAMPLES: Final[Mapping[str, str]] = {
@@ -53,13 +68,13 @@ _TRACES: Final[Mapping[str, str]] = {
 }
 
 
-def problems(error: ValidationError, tree: Value, data: dict[str, Any]) -> list[Problem]:
-    """The problems of a validation, each where it was written in `tree`; `data` is its plain data."""
-    found = (_problem(item, tree, data) for item in error.errors(include_url=False))
+def problems(error: ValidationError, tree: Value) -> list[Problem]:
+    """The problems of a validation, each where it was written in `tree`."""
+    found = (_problem(item, tree) for item in error.errors(include_url=False))
     return list({(p.where, p.message): p for p in found}.values())
 
 
-def unknown_path(tree: Value, path: Path, at: Mark) -> list[Problem]:
+def unknown_path(tree: Value, path: Keys, at: Mark) -> list[Problem]:
     """The problem of setting `path` when neither the data nor the schema has it; [] when it exists."""
     found: Value | None = tree
     for depth, key in enumerate(path):
@@ -74,7 +89,7 @@ def unknown_path(tree: Value, path: Path, at: Mark) -> list[Problem]:
     return []
 
 
-def useless_nulls(tree: Value, unused: Sequence[tuple[Path, Mark]]) -> list[Problem]:
+def useless_nulls(tree: Value, unused: Sequence[tuple[Keys, Mark]]) -> list[Problem]:
     """Nulls that delete nothing: fine for a known key (it keeps its default), a slip for another."""
     found: list[Problem] = []
     for path, mark in unused:
@@ -87,12 +102,12 @@ def useless_nulls(tree: Value, unused: Sequence[tuple[Path, Mark]]) -> list[Prob
     return found
 
 
-def _nowhere(path: Path, depth: int) -> str:
+def _nowhere(path: Keys, depth: int) -> str:
     where = f" in {'.'.join(path[:depth])}" if depth else ""
     return f"there is no {path[depth]!r}{where}"
 
 
-def _elsewhere(tree: Value, path: Path, near: tuple[str, ...]) -> str:
+def _elsewhere(tree: Value, path: Keys, near: tuple[str, ...]) -> str:
     """The likely path: a misspelt key here, or the same leaf somewhere else in the scenario."""
     if path[-1] in _LATER:
         return _LATER_HINT
@@ -108,7 +123,7 @@ def _elsewhere(tree: Value, path: Path, near: tuple[str, ...]) -> str:
     return rules.nearest(path[depth], tuple(dict.fromkeys(near)))
 
 
-def _paths(tree: Value, path: Path = ()) -> Iterator[str]:
+def _paths(tree: Value, path: Keys = ()) -> Iterator[str]:
     """Every dotted path that the data or the schema has below `path`, one level past the data."""
     present = tree.data if isinstance(tree.data, dict) else {}
     for key in {*present, *_known(path)[0]}:
@@ -134,7 +149,7 @@ def _branches(nodes: Sequence[Any]) -> Iterator[dict[str, Any]]:
             yield node
 
 
-def _nodes(path: Path, kind: Any = None) -> list[dict[str, Any]]:
+def _nodes(path: Keys, kind: Any = None) -> list[dict[str, Any]]:
     """The schema nodes at a path; with `kind`, only those of that kind."""
     nodes = list(_branches([_schema()]))
     for key in path:
@@ -158,7 +173,7 @@ def _schema_kind(node: dict[str, Any]) -> Any:
     return next((item["const"] for item in kind.get("anyOf", [kind]) if "const" in item), None)
 
 
-def _known(path: Path, kind: Any = None) -> tuple[tuple[str, ...], bool, bool]:
+def _known(path: Keys, kind: Any = None) -> tuple[tuple[str, ...], bool, bool]:
     """The keys a mapping at `path` may have, whether it takes any name, whether it takes anything."""
     nodes = [node for node in _nodes(path, kind) if node.get("type") in ("object", None)]
     keys = [key for node in nodes for key in node.get("properties", {})]
@@ -169,7 +184,7 @@ def _known(path: Path, kind: Any = None) -> tuple[tuple[str, ...], bool, bool]:
     return tuple(dict.fromkeys(keys)), names, free
 
 
-def _problem(error: ErrorDetails, tree: Value, data: dict[str, Any]) -> Problem:
+def _problem(error: ErrorDetails, tree: Value) -> Problem:
     bad_key = error["loc"][-1:] == ("[key]",)
     path = tuple(str(p) for p in error["loc"] if not str(p).startswith("kind=") and p != "[key]")
     dotted, context = ".".join(path), error.get("ctx", {})
@@ -192,7 +207,11 @@ def _problem(error: ErrorDetails, tree: Value, data: dict[str, Any]) -> Problem:
         return _kind_problem(path, value, tree)
     if kind == "literal_error":
         known = _enum(path, tree)
-        hint = _LATER_HINT if value in _LATER else rules.nearest(_shown(value), known)
+        hint = (
+            _LATER_HINT
+            if isinstance(value, str) and value in _LATER
+            else rules.nearest(_shown(value), known)
+        )
         return Problem(here, f"{dotted} cannot be {units.quoted(value)}", hint)
     message, hint = _plain(kind, value, dotted, context, error["msg"])
     return Problem(here, message, hint)
@@ -202,7 +221,7 @@ def _shown(value: Any) -> str:
     return {True: "true", False: "false"}.get(value, "") if isinstance(value, bool) else str(value)
 
 
-def _enum(path: Path, tree: Value) -> tuple[str, ...]:
+def _enum(path: Keys, tree: Value) -> tuple[str, ...]:
     parent = tree.get(*path[:-1])
     kind = parent.get("kind") if parent else None
     nodes = _nodes(path[:-1], kind.data if kind and path[-1] != "kind" else None)
@@ -215,7 +234,7 @@ def _enum(path: Path, tree: Value) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(value) for value in values))
 
 
-def _unknown_key(path: Path, tree: Value) -> Problem:
+def _unknown_key(path: Keys, tree: Value) -> Problem:
     parent = tree.get(*path[:-1])
     found = parent.get("kind") if parent else None
     default = merge.DEFAULT_KINDS.get(path[-2]) if len(path) > 1 else None
@@ -232,7 +251,7 @@ def _unknown_key(path: Path, tree: Value) -> Problem:
     return Problem(at, f"unknown key {path[-1]!r}{where}", rules.nearest(path[-1], keys))
 
 
-def _missing(path: Path, tree: Value) -> Problem:
+def _missing(path: Keys, tree: Value) -> Problem:
     *parents, key = path
     where, at = ".".join(parents), merge.locate(tree, tuple(parents))
     if parents == ["workload", "arrivals"] and key == "path":
@@ -249,7 +268,7 @@ def _missing(path: Path, tree: Value) -> Problem:
     return Problem(at, message, f"add {_EXAMPLES.get(key, f'{key}: ...')}")
 
 
-def _kind_problem(path: Path, value: Any, tree: Value) -> Problem:
+def _kind_problem(path: Keys, value: Any, tree: Value) -> Problem:
     kinds = tuple(str(k) for n in _nodes(path) if (k := _schema_kind(n)) is not None)
     if not isinstance(value, dict):
         hint = f"write for example {_EXAMPLES.get(path[-1], '{kind: lognormal, median: 600, sigma: 0.9}')}"
@@ -295,10 +314,10 @@ def _plain(
     if kind in signs:
         words = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
         sign = signs[kind]
-        return f"{path} is {shown}, and must be {words[sign]} {context[sign]:g}", "change the value"
+        return f"{path} is {shown}, and must be {words[sign]} {context[sign]:g}", ""
     if kind == "too_short":
         return f"{path} is empty", "write at least one entry"
-    return f"{path}: {text}", "change the value"
+    return f"{path}: {text}", ""
 
 
 def _bare(value: Any, kind: str) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from pydantic import ValidationError
@@ -50,7 +50,8 @@ class Loaded:
         if sweep is None:
             return []
         grid = self.tree.get("sweep", "grid")
-        assert grid is not None and isinstance(grid.data, dict)
+        assert grid is not None
+        assert isinstance(grid.data, dict)
         axes = [(path, _items(values)) for path, values in grid.data.items()]
         leaf = [path.split(".")[-1] for path, _ in axes]
         names = [
@@ -143,7 +144,7 @@ def _extended(extends: Value, chain: tuple[str, ...]) -> str:
     target = extends.data
     if not isinstance(target, str) or not target or "\0" in target:
         _refuse(extends.at, "extends wants the path of a scenario", "write extends: other.yaml")
-    name = os.path.normpath(os.path.join(os.path.dirname(chain[-1]), target))
+    name = os.path.normpath(Path(chain[-1]).parent / target)
     seen = [os.path.realpath(item) for item in chain]
     if os.path.realpath(name) in seen:
         shown = " -> ".join((*chain, name))
@@ -222,7 +223,7 @@ def _validated(tree: Value) -> Scenario:
     try:
         scenario = Scenario.model_validate(merge.with_paths_resolved(tree).plain())
     except ValidationError as error:
-        problems += explain.problems(error, tree, data)
+        problems += explain.problems(error, tree)
     if scenario is not None and scenario.sweep is not None:
         problems += _sweep_problems(tree)
     _raise_any(problems)
@@ -232,7 +233,8 @@ def _validated(tree: Value) -> Scenario:
 
 def _sweep_problems(tree: Value) -> list[Problem]:
     grid = tree.get("sweep", "grid")
-    assert grid is not None and isinstance(grid.data, dict)
+    assert grid is not None
+    assert isinstance(grid.data, dict)
     problems: list[Problem] = []
     cells = 1
     for path, values in grid.data.items():
@@ -277,19 +279,21 @@ def _place(problem: Problem) -> tuple[bool, str, int, int]:
 
 
 def _name_from(path: str) -> str:
-    stem = os.path.splitext(os.path.basename(path))[0]
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.")[:100].lstrip("_.-") or "scenario"
+    return (
+        re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(path).stem).strip("-.")[:100].lstrip("_.-")
+        or "scenario"
+    )
 
 
 def _text_of(asked: Mark, name: str) -> str:
     """The text of a scenario file; `asked` is where it was named. Raises ScenarioError."""
     try:
-        kind = os.stat(name)
-        if stat.S_ISDIR(kind.st_mode):
+        path = Path(name)
+        if path.is_dir():
             _refuse(asked, f"{name} is a directory", "name a scenario file in it")
-        if not stat.S_ISREG(kind.st_mode):
+        if path.exists() and not path.is_file():
             _refuse(asked, f"{name} is not a regular file", "name a scenario file")
-        with open(name, "rb") as file:
+        with path.open("rb") as file:
             data = file.read(document.MAX_BYTES + 1)
     except FileNotFoundError:
         _refuse(asked, f"there is no file {name}", _similar_file(name))
@@ -309,12 +313,14 @@ def _text_of(asked: Mark, name: str) -> str:
 
 
 def _similar_file(name: str) -> str:
-    folder = os.path.dirname(name) or "."
+    folder = Path(name).parent
+    if not folder.is_dir():
+        return f"there is no folder {folder} either"
     try:
-        files = [item for item in sorted(os.listdir(folder)) if item.endswith((".yaml", ".yml"))]
+        files = sorted(item.name for item in folder.iterdir() if item.suffix in (".yaml", ".yml"))
     except OSError:
-        return f"there is no folder {folder} either" if not os.path.isdir(folder) else ""
-    hint = rules.nearest(os.path.basename(name), tuple(files))
+        files = []
+    hint = rules.nearest(Path(name).name, tuple(files))
     return hint or "`treeline new FILE` writes a first scenario"
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from scenarios.document import Value
 from scenarios.errors import Mark
 
-Path = tuple[str, ...]
+Keys = tuple[str, ...]
 DEFAULT_KINDS: Final[Mapping[str, str]] = {
     "arrivals": "poisson",
     "latency": "auto",
@@ -21,7 +22,7 @@ DEFAULT_KINDS: Final[Mapping[str, str]] = {
 }
 
 
-def merge(base: Value, over: Value, path: Path = ()) -> tuple[Value, list[tuple[Path, Mark]]]:
+def merge(base: Value, over: Value, path: Keys = ()) -> tuple[Value, list[tuple[Keys, Mark]]]:
     """`over` on top of `base`, and the nulls that had nothing to delete. Neither is changed."""
     if not isinstance(over.data, dict):
         return over, []
@@ -29,7 +30,7 @@ def merge(base: Value, over: Value, path: Path = ()) -> tuple[Value, list[tuple[
         base = Value({}, over.at)
     assert isinstance(base.data, dict)
     data, keys = dict(base.data), dict(base.keys)
-    unused: list[tuple[Path, Mark]] = []
+    unused: list[tuple[Keys, Mark]] = []
     for key, item in over.data.items():
         where = over.keys.get(key, item.at)
         if item.data is None:
@@ -43,7 +44,7 @@ def merge(base: Value, over: Value, path: Path = ()) -> tuple[Value, list[tuple[
     return Value(data, over.at if not base.data else base.at, keys), unused
 
 
-def _kind_changes(base: Value, over: Value, path: Path) -> bool:
+def _kind_changes(base: Value, over: Value, path: Keys) -> bool:
     new = over.get("kind")
     if new is None:
         return False
@@ -63,14 +64,14 @@ def overlay(first: Value, second: Value) -> Value:
     return Value(data, first.at, keys)
 
 
-def wrapped(path: Path, value: Value) -> Value:
+def wrapped(path: Keys, value: Value) -> Value:
     """`value` as the only leaf of nested mappings along `path`."""
     for key in reversed(path):
         value = Value({key: value}, value.at, {key: value.at})
     return value
 
 
-def locate(tree: Value, path: Path) -> Mark:
+def locate(tree: Value, path: Keys) -> Mark:
     """Where the value at `path` was written: its key's place for a mapping, else its own."""
     mark, found = tree.at, tree
     for key in path:
@@ -87,7 +88,7 @@ def locate(tree: Value, path: Path) -> Mark:
     return mark
 
 
-def locate_key(tree: Value, path: Path) -> Mark:
+def locate_key(tree: Value, path: Keys) -> Mark:
     """Where the last key of `path` was written, or the nearest mapping around it."""
     parent = tree.get(*path[:-1]) if path else None
     if parent is not None and path[-1] in parent.keys:
@@ -97,7 +98,7 @@ def locate_key(tree: Value, path: Path) -> Mark:
 
 def with_paths_resolved(tree: Value) -> Value:
     """File names inside the scenario made relative to the working directory, as `--set` ones are."""
-    paths: list[Path] = [("workload", "arrivals", "path")]
+    paths: list[Keys] = [("workload", "arrivals", "path")]
     fleet = tree.get("fleet")
     if fleet is not None and isinstance(fleet.data, dict):
         paths += [("fleet", name, "model", "config") for name in fleet.data]
@@ -105,6 +106,6 @@ def with_paths_resolved(tree: Value) -> Value:
         value = tree.get(*path)
         if value is None or not isinstance(value.data, str) or not value.at.line or not value.data:
             continue
-        joined = os.path.join(os.path.dirname(value.at.name), value.data)
-        tree = merge(tree, wrapped(path, replace(value, data=os.path.normpath(joined))))[0]
+        joined = os.path.normpath(Path(value.at.name).parent / value.data)
+        tree = merge(tree, wrapped(path, replace(value, data=joined)))[0]
     return tree

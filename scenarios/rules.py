@@ -13,8 +13,8 @@ from typing import Any, Final
 from scenarios import units
 from scenarios.schema import NEEDS_VERIFIER, SEARCH_PARAMETERS
 
-Path = tuple[str, ...]
-Finding = tuple[Path, str, str]  # where, what is wrong, the way out
+Keys = tuple[str, ...]
+Finding = tuple[Keys, str, str]  # where, what is wrong, the way out
 
 
 def check(data: Mapping[str, Any]) -> Iterator[Finding]:
@@ -60,7 +60,7 @@ def _share(item: Any) -> Any:
     return item.get("share", _MISSING) if isinstance(item, dict) else _MISSING
 
 
-def _shares(path: Path, shares: dict[str, Any]) -> Iterator[Finding]:
+def _shares(path: Keys, shares: dict[str, Any]) -> Iterator[Finding]:
     """A sole share is 100 % unless given; several are all given and add up to 1."""
     if not shares:
         return
@@ -117,7 +117,7 @@ def _pools(fleet: dict[str, Any]) -> Iterator[Finding]:
             yield ("fleet",), "no pool answers: every pool is a verifier", hint
 
 
-def _class(path: Path, item: Any, tiers: dict[str, Any], trace: bool) -> Iterator[Finding]:
+def _class(path: Keys, item: Any, tiers: dict[str, Any], trace: bool) -> Iterator[Finding]:
     if not isinstance(item, dict):
         return
     if "preset" not in item and "question" not in item:
@@ -136,7 +136,7 @@ def _class(path: Path, item: Any, tiers: dict[str, Any], trace: bool) -> Iterato
 _SEARCH_KEYS: Final = frozenset({"algorithm", "n", "width", "expand", "max_steps", "max_tokens"})
 
 
-def _search(path: Path, tier: dict[str, Any], verifier: bool) -> Iterator[Finding]:
+def _search(path: Keys, tier: dict[str, Any], verifier: bool) -> Iterator[Finding]:
     search = _mapping(tier, "search")
     algorithm = search.get("algorithm", "direct")
     allowed = SEARCH_PARAMETERS.get(algorithm) if isinstance(algorithm, str) else None
@@ -166,7 +166,7 @@ def _search(path: Path, tier: dict[str, Any], verifier: bool) -> Iterator[Findin
             yield (*path, "search", "n"), message, f"write n: {most:g}, or budget: {n} trajectories"
 
 
-def _price(path: Path, tier: dict[str, Any]) -> Iterator[Finding]:
+def _price(path: Keys, tier: dict[str, Any]) -> Iterator[Finding]:
     price = _mapping(tier, "price")
     targets = _mapping(tier, "slo")
     if "late_credit" in price and not any(str(name).startswith("e2e_") for name in targets):

@@ -149,7 +149,9 @@ def parse(value: object, quantity: Quantity) -> float:
     scale = kind.units.get(unit)
     if scale is None:
         raise UnitError(f"{quoted(unit)} is not a unit of {kind.what}", _units(unit, number, kind))
-    return _bounded_share(number * scale, value) if quantity == "share" else number * scale
+    # dividing by 60 or 100 is exact where multiplying by 1/60 or 0.01 is not
+    amount = number * scale if scale >= 1 else number / round(1 / scale)
+    return _bounded_share(amount, value) if quantity == "share" else amount
 
 
 def multiple(value: object) -> float:
@@ -158,7 +160,7 @@ def multiple(value: object) -> float:
     if isinstance(value, str) and value.rstrip().endswith("%"):
         match = _SPLIT.fullmatch(value)
         if match is not None and match[2] == "%":
-            value = _finite(match[1].replace("_", ""), kind) * 0.01
+            value = _finite(match[1].replace("_", ""), kind) / 100
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UnitError(f"{quoted(value)} is not a multiple", "write for example 100% or 2.0")
     if (number := _finite(value, kind)) < 0:
