@@ -1,0 +1,1 @@
+"""Queueing theory that the simulator must reproduce."""
