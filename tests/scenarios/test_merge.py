@@ -60,7 +60,14 @@ def test_the_same_change_twice_is_the_change_once(base: Any, over: Any) -> None:
     assert merged(once, over) == once
 
 
-@given(MAPPINGS, MAPPINGS, MAPPINGS)
+# of one shape: a key is a mapping on every side or on none
+INNER = st.fixed_dictionaries({}, optional={"c": LEAVES, "d": LEAVES})
+SHAPED = st.fixed_dictionaries(
+    {}, optional={"a": LEAVES, "b": st.fixed_dictionaries({}, optional={"c": LEAVES, "e": INNER})}
+)
+
+
+@given(SHAPED, SHAPED, SHAPED)
 def test_changes_in_turn_are_one_change_of_both(base: Any, first: Any, second: Any) -> None:
     both = overlay(value(first), value(second)).plain()
     assert merged(merged(base, first), second) == merged(base, both)
