@@ -59,12 +59,18 @@ _EXAMPLES: Final[Mapping[str, str]] = {
     "probs": "probs: [40%, 60%]",
     "grid": "grid: {workload.arrivals.rate: [6/s, 12/s]}",
 }
-_TRACES: Final[Mapping[str, str]] = {
-    "azure": "AzureLLMInferenceTrace_conv.csv of https://github.com/Azure/AzurePublicDataset (data/)",
-    "mooncake": "conversation_trace.jsonl of https://github.com/kvcache-ai/Mooncake (FAST25-release/)",
-    "burstgpt": "BurstGPT_1.csv of https://github.com/HPMLL/BurstGPT (releases)",
-    "servegen": "a client folder of https://github.com/alibaba/ServeGen (data/)",
-    "bailian": "qwen_traceA_blksz_16.jsonl of https://github.com/alibaba-edu/qwen-bailian-usagetraces-anon",
+_TRACES: Final[Mapping[str, tuple[str, str]]] = {  # format -> file, where it is published
+    "azure": ("AzureLLMInferenceTrace_conv.csv", "github.com/Azure/AzurePublicDataset (data/)"),
+    "mooncake": (
+        "conversation_trace.jsonl",
+        "github.com/kvcache-ai/Mooncake (FAST25-release/traces/)",
+    ),
+    "burstgpt": ("BurstGPT_1.csv", "github.com/HPMLL/BurstGPT (data/)"),
+    "servegen": ("CLIENT_FOLDER", "github.com/alibaba/ServeGen (data/)"),
+    "bailian": (
+        "qwen_thinking_blksz_16.jsonl",
+        "github.com/alibaba-edu/qwen-bailian-usagetraces-anon",
+    ),
 }
 
 
@@ -256,13 +262,13 @@ def _missing(path: Keys, tree: Value) -> Problem:
     where, at = ".".join(parents), merge.locate(tree, tuple(parents))
     if parents == ["workload", "arrivals"] and key == "path":
         given = tree.get("workload", "arrivals", "format")
-        source = _TRACES.get(str(given.data) if given else "azure", _TRACES["azure"])
+        wanted, source = _TRACES.get(str(given.data) if given else "azure", _TRACES["azure"])
         file = at.name if at.line else tree.at.name
         return Problem(
             at,
             "a trace is replayed from a file, and no path is given",
-            f"download {source}, then run:\n"
-            f"    treeline run {file} --set workload.arrivals.path=PATH/TO/{source.split(' ')[0]}",
+            f"download {wanted} from https://{source}, then run:\n"
+            f"    treeline run {file} --set workload.arrivals.path=PATH/TO/{wanted}",
         )
     message = f"{where} needs {key}" if where else f"the scenario needs {key}"
     return Problem(at, message, f"add {_EXAMPLES.get(key, f'{key}: ...')}")
