@@ -1,0 +1,1 @@
+"""What it costs and earns: GPU-seconds become USD per query, contracts become charges."""

@@ -1,0 +1,256 @@
+"""The replicas a load needs at the very least, on paper, and the constraint that binds in a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from models import controller
+from models.latency import StepCost
+from scenarios.schema import Pool, Scenario, Search
+from sim.estimate import mean
+from sim.metrics import answered, pool_table, span_s
+from sim.records import Result, Table, measured, select, size
+
+_FULL = 0.90  # share of pages pinned from which waiting is blamed on KV memory
+_BUSY = 0.90  # utilisation from which a pool without a queue still counts as its own limit
+_WAITING = 0.05  # share of samples that have to show a queue before it is called binding
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a pool is asked for: queries a second and means per query.
+
+    `kv_token_steps` are tokens held times iterations held, over the life of a query;
+    `read_token_steps` what its decode steps read of them.
+    """
+
+    rate_per_s: float
+    prefill_tokens: float
+    decode_tokens: float
+    kv_token_steps: float = 0.0
+    read_token_steps: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """At least `replicas` of a pool for a load; `fleet` is what the scenario has.
+
+    `compute` and `kv` are the two bounds in (fractional) replicas, `batch` the branches of a full
+    batch, `gpu_seconds` what a query costs in that batch.
+    """
+
+    pool: str
+    replicas: int
+    fleet: int
+    compute: float
+    kv: float
+    batch: float
+    gpu_seconds: float
+    reason: str
+
+
+def token_steps(prompt: float, tokens: float, width: int = 1, kept: int = 1) -> float:
+    """KV-token-steps g of a query that grows `tokens` in `width` branches side by side.
+
+    It holds the prompt once and `kept` paths for tokens/width iterations; one chain of o tokens on
+    a prompt of s is o s + o (o + 1) / 2. Source: arXiv 2605.04595 (LLM capacity), 2026.
+    """
+    steps = tokens / width
+    return steps * prompt + kept * steps * (steps + 1) / 2
+
+
+def kv_throughput(kv_tokens: float, step_s: float, token_steps_per_query: float) -> float:
+    """Most queries per second that KV memory lets through: M / (b E[g]).
+
+    `kv_tokens` M is the pool of one replica, `step_s` b the time of an iteration. inf without need.
+    Source: arXiv 2605.04595 (LLM capacity), 2026.
+    """
+    need = step_s * token_steps_per_query
+    return kv_tokens / need if need > 0 else math.inf
+
+
+def pool_bound(
+    name: str,
+    demand: Demand,
+    cost: StepCost,
+    *,
+    kv_tokens: float,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    fleet: int,
+) -> Bound:
+    """Bound the replicas of one pool from below by the utilisation law and by KV-limited throughput.
+
+    GPU time per query is what it takes in the largest batch that fits on average, queueing aside.
+    Source: utilisation law U = X S (Denning and Buzen, Operational Analysis, 1978).
+    """
+    held = demand.kv_token_steps / demand.decode_tokens if demand.decode_tokens > 0 else 0.0
+    fits = kv_tokens / held if held > 0 else math.inf
+    batch = max(1.0, min(float(max_num_seqs), fits))
+    b = max(1, round(batch))
+    read = demand.read_token_steps / demand.decode_tokens if demand.decode_tokens > 0 else 0.0
+    step_s = cost.base_s(b, 0) + cost.kv_s * read * b
+    chunk = max(1, max_num_batched_tokens - b)
+    prefill_s = max(0.0, cost.base_s(b, chunk) - cost.base_s(b, 0)) / chunk
+    if demand.decode_tokens <= 0:
+        prefill_s = cost.base_s(0, max_num_batched_tokens) / max_num_batched_tokens
+    service_s = demand.decode_tokens * step_s / b + demand.prefill_tokens * prefill_s
+    compute = demand.rate_per_s * service_s
+    kv = demand.rate_per_s / kv_throughput(kv_tokens, step_s, demand.kv_token_steps)
+    needed = max(1, math.ceil(max(compute, kv) - 1e-9))
+    limit = "KV memory" if fits < max_num_seqs else "max_num_seqs"
+    reason = (
+        f"{demand.rate_per_s:.3g} queries/s x {service_s * cost.gpus:.3g} GPU-s each "
+        f"in a full batch of {b} ({limit} is the limit)"
+    )
+    return Bound(name, needed, fleet, compute, kv, batch, service_s * cost.gpus, reason)
+
+
+def width(search: Search) -> tuple[int, int]:
+    """Branches that a search grows side by side, and how many paths it keeps between steps."""
+    params = controller.plan(search.algorithm, None, **search.parameters).params
+    if search.algorithm == "beam":
+        return params["width"] * params["expand"], params["width"]
+    n = params.get("n", 1)
+    return n, n
+
+
+def demand(queries: Table, scenario: Scenario, pool: Pool, rate_per_s: float) -> Demand:
+    """The mean demand of answered queries on a pool of the scenario (a verifier reads every token)."""
+    prompt, tokens = (
+        queries[name].astype(np.float64) for name in ("input_tokens", "output_tokens")
+    )
+    if pool.role == "verifier":
+        judged = queries["scores"] > 0
+        return Demand(rate_per_s, mean(np.where(judged, prompt + tokens, 0.0)), 0.0)
+    shared, read_once = pool.kv.sharing == "tree", pool.kv.attention == "shared"
+    held, read = np.zeros_like(prompt), np.zeros_like(prompt)
+    for name, tier in scenario.tiers.items():
+        rows = queries["tier"] == name
+        side, kept = width(tier.search)
+        steps = tokens[rows] / side
+        alone = prompt[rows] * tokens[rows] + tokens[rows] * (steps + 1) / 2
+        together = steps * prompt[rows] + kept * steps * (steps + 1) / 2
+        held[rows] = together if shared else alone
+        read[rows] = together if shared and read_once else alone
+    return Demand(rate_per_s, mean(prompt), mean(tokens), mean(held), mean(read))
+
+
+def bounds(result: Result, scenario: Scenario, costs: Mapping[str, StepCost]) -> tuple[Bound, ...]:
+    """A bound for every pool of the scenario whose step cost is given, from the queries of a run.
+
+    Queries that were never answered count at the mean of those that were.
+    """
+    found = []
+    offered = measured(result.queries)
+    span = span_s(result)
+    for name, pool in scenario.fleet.items():
+        rows = result.pools["pool"] == name
+        if name not in costs or not rows.any():
+            continue
+        mine = offered
+        if pool.role == "policy":
+            known = answered(offered)
+            mine = select(offered, (offered["policy_pool"] == name) | ~known)
+        served = select(mine, answered(mine))
+        if not size(served) or span <= 0:
+            continue
+        found.append(
+            pool_bound(
+                name,
+                demand(served, scenario, pool, size(mine) / span),
+                costs[name],
+                kv_tokens=float(result.pools["pages_total"][rows][0]) * pool.engine.block_size,
+                max_num_seqs=pool.engine.max_num_seqs,
+                max_num_batched_tokens=pool.engine.max_num_batched_tokens,
+                fleet=pool.replicas,
+            )
+        )
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What limits a run: kv, max_num_seqs, max_active_searches, compute, verifier or none.
+
+    `numbers` is the evidence behind the sentence: shares of samples in [0, 1].
+    """
+
+    constraint: str
+    pool: str
+    sentence: str
+    numbers: dict[str, float]
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+def binding(result: Result, scenario: Scenario) -> Binding:
+    """Name the constraint that binds, from samples of the queues, the pages and the busy time."""
+    pools = {row.pool: row for row in pool_table(result)}
+    worst = max(
+        (_queue(result, name, pool) for name, pool in scenario.fleet.items() if name in pools),
+        key=lambda found: found[1]["waiting"],
+        default=("", {"waiting": 0.0}),
+    )
+    name, numbers = worst
+    if numbers["waiting"] >= _WAITING:
+        return _blame(name, numbers, scenario.fleet[name])
+    busiest = max(pools.values(), key=lambda row: row.utilisation, default=None)
+    if busiest is not None and busiest.utilisation >= _BUSY:
+        kind = "verifier" if busiest.role == "verifier" else "compute"
+        sentence = (
+            f"{busiest.pool}: {'the verifier' if kind == 'verifier' else 'compute and bandwidth'} "
+            f"(busy {busiest.utilisation:.0%} of the time, hardly any queue)"
+        )
+        return Binding(kind, busiest.pool, sentence, {"busy": busiest.utilisation, **numbers})
+    busy = busiest.utilisation if busiest is not None else 0.0
+    sentence = f"none: no lasting queue, busiest pool {busy:.0%} busy"
+    return Binding("none", "", sentence, {"busy": busy, **numbers})
+
+
+def _queue(result: Result, name: str, pool: Pool) -> tuple[str, dict[str, Any]]:
+    """Shares of a pool's samples with a queue, and with what was exhausted while it stood."""
+    rows = select(result.timeline, result.timeline["pool"] == name)
+    n = size(rows)
+    if not n:
+        return name, {"waiting": 0.0}
+    queue = (rows["waiting"] > 0) | (rows["waiting_queries"] > 0)
+    full = queue & (rows["pages_pinned"] >= _FULL * rows["pages_total"]) & (rows["pages_total"] > 0)
+    seqs = queue & ~full & (rows["running"] >= pool.engine.max_num_seqs)
+    limit = pool.engine.max_active_searches
+    searches = queue & ~full & ~seqs & (limit is not None)
+    searches &= rows["active_searches"] >= (limit or 0)
+    pinned = rows["pages_pinned"] / np.maximum(rows["pages_total"], 1)
+    preempted = result.pools["num_preemptions"][result.pools["pool"] == name].sum()
+    return name, {
+        "waiting": float(queue.mean()),
+        "kv": float(full.mean()),
+        "max_num_seqs": float(seqs.mean()),
+        "max_active_searches": float(searches.mean()),
+        "compute": float((queue & ~full & ~seqs & ~searches).mean()),
+        "pages_pinned": float(pinned.mean()),
+        "preemptions": float(preempted),
+    }
+
+
+def _blame(name: str, numbers: dict[str, float], pool: Pool) -> Binding:
+    kinds = ("kv", "max_num_seqs", "max_active_searches", "compute")
+    kind = max(kinds, key=lambda item: numbers[item])
+    engine = pool.engine
+    words = {
+        "kv": f"KV memory (pages {numbers['pages_pinned']:.0%} pinned on average, "
+        f"{numbers['preemptions']:.0f} preemptions)",
+        "max_num_seqs": f"max_num_seqs {engine.max_num_seqs} (the batch is full, memory is not)",
+        "max_active_searches": f"max_active_searches {engine.max_active_searches}",
+        "compute": "compute and bandwidth (prefill waits for the token budget)",
+    }[kind]
+    if pool.role == "verifier":
+        kind, words = "verifier", f"the verifier: {words}"
+    sentence = f"{name}: {words}; a queue stood in {numbers['waiting']:.0%} of the samples"
+    return Binding(kind, name, sentence, numbers)
