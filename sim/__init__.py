@@ -1,0 +1,1 @@
+"""What happens: queries arrive, think, share memory and time on a simulated fleet."""
