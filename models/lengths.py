@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 from models.keyed import normal_quantile
@@ -44,36 +44,42 @@ def quantile(spec: Any) -> Quantile:
 
 
 def _shape(kind: str, read: Callable[[str], Any]) -> Quantile:
-    def number(name: str) -> float:
-        value = read(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f'A {kind} distribution needs a number "{name}", got {value!r}.')
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f'"{name}" of a {kind} distribution must be finite and >= 0.')
-        return float(value)
-
-    if kind == "constant":
-        value = number("value")
-        return lambda u: value
+    if kind not in KINDS:
+        raise ValueError(f"Unknown kind of distribution {kind!r}. Known: {', '.join(KINDS)}.")
+    if kind in ("empirical", "quantiles"):
+        values, probs = _numbers(kind, read, "values"), _numbers(kind, read, "probs")
+        if not values or len(values) != len(probs):
+            raise ValueError(
+                f'A {kind} distribution needs "values" and "probs" of one length >= 1.'
+            )
+        return _empirical(values, probs) if kind == "empirical" else _between(values, probs)
     if kind == "lognormal":
-        median, sigma = number("median"), number("sigma")
+        median, sigma = _number(kind, read, "median"), _number(kind, read, "sigma")
         if median <= 0:
             raise ValueError('"median" of a lognormal distribution must be > 0.')
         return lambda u: median * math.exp(sigma * normal_quantile(u))
-    if kind == "uniform":
-        low, high = number("low"), number("high")
-        if low > high:
-            raise ValueError(f'"low" ({low:g}) must be <= "high" ({high:g}).')
-        return lambda u: low + (high - low) * u
-    if kind not in KINDS:
-        raise ValueError(f"Unknown kind of distribution {kind!r}. Known: {', '.join(KINDS)}.")
-    values = [float(v) for v in read("values") or ()]
-    probs = [float(p) for p in read("probs") or ()]
-    if not values or len(values) != len(probs):
-        raise ValueError(f'A {kind} distribution needs "values" and "probs" of one length, >= 1.')
-    if not all(math.isfinite(x) and x >= 0 for x in values + probs):
-        raise ValueError(f'"values" and "probs" of a {kind} distribution must be finite and >= 0.')
-    return _empirical(values, probs) if kind == "empirical" else _between(values, probs)
+    low, high = ("value", "value") if kind == "constant" else ("low", "high")
+    start, end = _number(kind, read, low), _number(kind, read, high)
+    if start > end:
+        raise ValueError(f'"low" ({start:g}) must be <= "high" ({end:g}).')
+    return lambda u: start + (end - start) * u
+
+
+def _number(kind: str, read: Callable[[str], Any], name: str) -> float:
+    return _finite(kind, name, read(name))
+
+
+def _numbers(kind: str, read: Callable[[str], Any], name: str) -> list[float]:
+    return [_finite(kind, name, value) for value in read(name) or ()]
+
+
+def _finite(kind: str, name: str, value: Any) -> float:
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (real and math.isfinite(value) and value >= 0):
+        raise ValueError(
+            f'"{name}" of a {kind} distribution must be finite and >= 0, got {value!r}.'
+        )
+    return float(value)
 
 
 def _empirical(values: list[float], probs: list[float]) -> Quantile:
@@ -87,9 +93,9 @@ def _empirical(values: list[float], probs: list[float]) -> Quantile:
 
 
 def _between(values: list[float], probs: list[float]) -> Quantile:
-    rising = all(a < b for a, b in zip(probs, probs[1:], strict=False))
-    growing = all(a <= b for a, b in zip(values, values[1:], strict=False))
-    if len(values) < 2 or not (rising and growing and 0 < probs[0] and probs[-1] < 1):
+    rising = all(a < b for a, b in pairwise(probs))
+    growing = all(a <= b for a, b in pairwise(values))
+    if len(values) < 2 or not (rising and growing and probs[0] > 0 and probs[-1] < 1):
         raise ValueError('"probs" must rise inside (0, 1) and "values" with them, two or more.')
     if values[0] <= 0:
         raise ValueError('"values" of a quantiles distribution must be > 0.')

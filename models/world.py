@@ -95,7 +95,7 @@ class QuestionModel:
 class World:
     """One question: grows nodes, scores them, knows the right answer."""
 
-    __slots__ = (
+    __slots__ = (  # noqa: RUF023 - what a question is, then how it grows, then how it is scored
         "model", "key", "root", "difficulty", "verifier",
         "_steps", "_survive", "_table", "_lengths", "_right", "_labels", "_sticks", "_left",
         "_noise", "_rho", "_fresh", "_sigma", "_gain_right", "_gain_wrong", "_errors",
@@ -138,7 +138,7 @@ class World:
         self.root = Node(None, 0, 0, prompt_tokens, prompt_tokens, key=key)
         self.root.hidden = (0, RIGHT, 0.0, given or 0, None)
 
-    def grow(
+    def grow(  # noqa: C901 - the hot loop of every simulation: calls would double its cost
         self, parent: Node, ordinal: int, until: Until = "step", cap: int | None = None
     ) -> Node:
         """The complete child number `ordinal` of `parent`, to the end of a step or of the answer.
@@ -156,8 +156,8 @@ class World:
         # trajectory (0: drawn step by step), and of a truncated step what is left of it.
         k, wrong, error, total, pending = parent.hidden
         steps, noise, table, survive = self._steps, self._noise, self._table, self._survive
-        diversity = self.model.diversity
-        share = self.model.reasoning_share
+        model = self.model
+        diversity, recovery, share = model.diversity, model.recovery, model.reasoning_share
         number, key = ordinal, parent.key
         tokens = visible = 0
         while True:
@@ -166,7 +166,7 @@ class World:
                 key = mix(key + (ordinal + 1) * GOLDEN)
                 bits = mix(key ^ STEP)
                 next_wrong = wrong
-                if wrong or diversity or bits >> 32 >= survive[k]:
+                if recovery if wrong else (diversity or bits >> 32 >= survive[k]):
                     next_wrong = self._fate(k, wrong, key, bits >> 32, mother, ordinal)
                 next_error = 0.0
                 if noise:
@@ -218,8 +218,7 @@ class World:
         """The wrong answer (or RIGHT) after step k + 1, for whose survival `luck` was drawn."""
         model = self.model
         if wrong:
-            back = model.recovery and uniform(key, RECOVER) < model.recovery
-            return RIGHT if back else wrong
+            return RIGHT if uniform(key, RECOVER) < model.recovery else wrong
         if model.diversity and k and uniform(key, DIVERSE) < model.diversity:
             luck = ((mix(mother ^ SPREAD) + ordinal * GOLDEN) & MASK) >> 32
         return RIGHT if luck < self._survive[k] else self._wrong_answer(uniform(key, WRONG))
