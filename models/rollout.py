@@ -6,7 +6,7 @@ Tree, answer and tokens are those of the simulator on infinite hardware.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -77,6 +77,10 @@ def rollout(search: Search, world: World, max_tokens: int | None = None) -> Roll
 
 def rollouts(
     search: Callable[[Tree], Search], worlds: Iterable[World], max_tokens: int | None = None
-) -> list[Rollout]:
-    """Play one search per world, for example `rollouts(partial(best_of_n, n=16), worlds)`."""
-    return [rollout(search(Tree(world.root)), world, max_tokens) for world in worlds]
+) -> Iterator[Rollout]:
+    """Play one search per world, for example `rollouts(partial(best_of_n, n=16), worlds)`.
+
+    One at a time: keep the figures that you need and not the trees.
+    """
+    for world in worlds:
+        yield rollout(search(Tree(world.root)), world, max_tokens)

@@ -220,7 +220,7 @@ def _last_score(node: Node) -> float:
     return -1.0
 
 
-def _unscored(node: Node) -> float:
+def _unscored(_: Node) -> float:
     return -1.0
 
 

@@ -24,6 +24,7 @@ from models.tree import (
     Grown,
     Node,
     Outcome,
+    Score,
     Scored,
     Search,
     Until,
@@ -61,7 +62,7 @@ class Work:
     `at` is the driver's own (a finish time, say); the session never reads it.
     """
 
-    __slots__ = ("kind", "node", "command", "open", "at")
+    __slots__ = ("at", "command", "kind", "node", "open")
 
     def __init__(self, kind: Literal["grow", "score"], node: Node, command: int) -> None:
         self.kind = kind
@@ -77,7 +78,7 @@ class Work:
 class _Pending:
     """A command of which something is still in flight."""
 
-    __slots__ = ("kind", "works", "left", "each")
+    __slots__ = ("each", "kind", "left", "works")
 
     def __init__(self, kind: Literal["grow", "score"], works: list[Work], each: bool) -> None:
         self.kind = kind
@@ -96,6 +97,20 @@ def node_path(node: Node) -> tuple[int, ...]:
     return tuple(reversed(ordinals))
 
 
+def _outcome(kind: Literal["grow", "score"], works: list[Work]) -> Outcome:
+    nodes = tuple([work.node for work in works])
+    return Grown(nodes) if kind == "grow" else Scored(nodes)
+
+
+def _below(node: Node | None, roots: set[Node]) -> bool:
+    """Say whether `node` or one of its ancestors is in `roots`."""
+    while node is not None:
+        if node in roots:
+            return True
+        node = node.parent
+    return False
+
+
 class Session:
     """The books of one search in one world.
 
@@ -108,9 +123,9 @@ class Session:
     """
 
     __slots__ = (
-        "answer", "dropped", "cancelled", "tokens", "expansions", "scores", "cut_reason",
-        "_search", "_grow", "_score", "_pending", "_ready", "_gone", "_next",
-        "_left", "_reserve", "_starved", "_graceless",
+        "_gone", "_graceless", "_grow", "_left", "_next", "_pending", "_ready", "_reserve",
+        "_score", "_scoring", "_search", "_send", "_starved", "answer", "cancelled",
+        "cut_reason", "dropped", "expansions", "scores", "tokens",
     )  # fmt: skip
 
     def __init__(self, search: Search, world: World, max_tokens: int | None = None) -> None:
@@ -128,9 +143,11 @@ class Session:
         self.scores = 0
         self.cut_reason: str | None = None
         self._search = search
+        self._send = search.send
         self._grow = world.grow
         self._score = world.score
         self._pending: dict[int, _Pending] = {}
+        self._scoring = 0  # how many of the pending commands are scores
         self._ready: deque[Outcome] = deque()  # outcomes that no work has to happen for
         self._gone: set[Node] = set()  # all roots of dropped subtrees
         self._next = 0
@@ -156,8 +173,7 @@ class Session:
         node = work.node
         pending = self._pending[work.command]
         pending.left -= 1
-        grown = work.kind == "grow"
-        if grown:
+        if work.kind == "grow":
             self.tokens += node.tokens
             self.expansions += 1
             if self._reserve and node.done and node.answer is not None:
@@ -166,11 +182,12 @@ class Session:
             self._score(node)
             self.scores += 1
         if not pending.left:
-            del self._pending[work.command]
-        elif not pending.each:
+            self._close(work.command)
+        if pending.each:
+            return self._resume(Grown((node,)) if work.kind == "grow" else Scored((node,)))
+        if pending.left:
             return []
-        nodes = (node,) if pending.each else tuple([w.node for w in pending.works])
-        return self._resume(Grown(nodes) if grown else Scored(nodes))
+        return self._resume(_outcome(work.kind, pending.works))
 
     def cut(self, reason: str, grace: int) -> list[Work]:
         """Stop the search now, as at a deadline: cancel what is in flight, leave `grace` tokens.
@@ -183,35 +200,33 @@ class Session:
         self._cancel_all()
         self._ready.clear()
         self._left = max(0, grace if self._left is None else min(grace, self._left))
-        return self._resume(self._cut_now(reason))
+        return self._resume(None, self._cut_now(reason))
 
-    def _resume(self, outcome: Outcome | Cut | None) -> list[Work]:
+    def _resume(self, outcome: Outcome | None, cut: Cut | None = None) -> list[Work]:
         """Let the search react until it waits for work, and return what it issued meanwhile."""
         issued: list[Work] = []
-        search = self._search
         while True:
             try:
-                if isinstance(outcome, Cut):
-                    commands = search.throw(outcome)
+                if cut is None:
+                    commands = self._send(outcome)  # type: ignore[arg-type]  # None starts it
                 else:
-                    commands = search.send(outcome)  # type: ignore[arg-type]  # None starts it
+                    commands = self._search.throw(cut)
+                    cut = None
             except StopIteration as stop:
                 self._cancel_all()
                 self.answer = stop.value
-                return self._withdraw(issued)
-            except Cut as cut:
-                raise SearchError(f"the search did not handle {cut!r}") from cut
-            cancelled = len(self.cancelled)
-            for command in commands:
-                self._issue(command, issued)
-            if len(self.cancelled) > cancelled:
-                issued = self._withdraw(issued)
+                self._withdraw(issued)
+                return issued
+            except Cut as escaped:
+                raise SearchError(f"the search did not handle {escaped!r}") from escaped
+            if commands:
+                self._obey(commands, issued)
             if self._ready:
                 outcome = self._ready.popleft()
             elif self._pending:
                 return issued
             elif self._starved:
-                outcome = self._cut_now("tokens")
+                cut = self._cut_now("tokens")
             else:
                 raise SearchError("the search waits for an outcome, but nothing is in flight")
 
@@ -225,30 +240,32 @@ class Session:
         self.cut_reason = reason
         return Cut(reason, grace)
 
-    def _issue(self, command: Command, issued: list[Work]) -> None:
-        if isinstance(command, Drop):
-            for node in command.nodes:
-                self._drop(node)
-            return
-        number = self._next
-        self._next = number + 1
-        kind: Literal["grow", "score"]
-        if isinstance(command, Expand):
-            kind = "grow"
-            works = self._expand(command, number)
-            if not works and self._starved:
-                return
-        else:
-            kind = "score"
-            works = []
-            for node in command.nodes:
-                self._check_usable(node, "scores")
-                works.append(Work("score", node, number))
-        if works:
-            self._pending[number] = _Pending(kind, works, command.each)
+    def _obey(self, commands: list[Command], issued: list[Work]) -> None:
+        """Turn commands into work, appended to `issued`, in order."""
+        for command in commands:
+            if isinstance(command, Drop):
+                for node in command.nodes:
+                    if self._drop(node):
+                        self._withdraw(issued)
+                continue
+            number = self._next
+            self._next = number + 1
+            if isinstance(command, Score):
+                if self._gone:
+                    for node in command.nodes:
+                        self._check_usable(node, "scores")
+                works = [Work("score", node, number) for node in command.nodes]
+                pending = _Pending("score", works, command.each)
+                self._scoring += 1
+            else:
+                works = self._expand(command, number)
+                pending = _Pending("grow", works, command.each)
+            self._pending[number] = pending
             issued += works
-        else:
-            self._ready.append(Grown(()) if kind == "grow" else Scored(()))
+            if not works:
+                self._close(number)
+                if not (pending.kind == "grow" and self._starved):
+                    self._ready.append(_outcome(pending.kind, works))
 
     def _expand(self, command: Expand, number: int) -> list[Work]:
         n, until, cap, grow = command.n, command.until, command.cap, self._grow
@@ -260,8 +277,10 @@ class Session:
             self._check_expandable(parent)
             first = parent.requested
             parent.requested = first + n
-            for ordinal in range(first, first + n):
-                works.append(Work("grow", grow(parent, ordinal, until, cap), number))
+            works += [
+                Work("grow", grow(parent, ordinal, until, cap), number)
+                for ordinal in range(first, first + n)
+            ]
         return works
 
     def _expand_within_budget(self, command: Expand, number: int, works: list[Work]) -> None:
@@ -292,29 +311,25 @@ class Session:
     def _check_expandable(self, node: Node) -> None:
         if node.done:
             raise SearchError(f"the search expands node {node_path(node)}, which is done")
-        self._check_usable(node, "expands")
+        if self._gone:
+            self._check_usable(node, "expands")
 
     def _check_usable(self, node: Node, verb: str) -> None:
-        if self._gone and self._below(node, self._gone):
+        if _below(node, self._gone):
             raise SearchError(f"the search {verb} node {node_path(node)}, which it dropped")
 
-    @staticmethod
-    def _below(node: Node | None, roots: set[Node]) -> bool:
-        while node is not None:
-            if node in roots:
-                return True
-            node = node.parent
-        return False
-
-    def _drop(self, node: Node) -> None:
+    def _drop(self, node: Node) -> bool:
+        """Book a dropped subtree and say whether anything in flight was cancelled with it."""
         self._check_usable(node, "drops")
         self._gone.add(node)
         self.dropped.append(node)
-        roots = {node}
+        if not self._pending or not (node.requested or self._scoring):
+            return False
+        cancelled = len(self.cancelled)
         for number, pending in list(self._pending.items()):
             if pending.kind == "grow" and not node.requested:
-                continue  # nothing was ever grown below it
-            kept = [work for work in pending.works if not self._below(work.node, roots)]
+                continue
+            kept = [work for work in pending.works if not _below(work.node, {node})]
             if len(kept) == len(pending.works):
                 continue
             for work in pending.works:
@@ -323,15 +338,20 @@ class Session:
             pending.works = kept
             pending.left = sum(work.open for work in kept)
             if not pending.left:
-                del self._pending[number]
+                self._close(number)
                 if kept and not pending.each:
-                    nodes = tuple(work.node for work in kept)
-                    self._ready.append(Grown(nodes) if pending.kind == "grow" else Scored(nodes))
+                    self._ready.append(_outcome(pending.kind, kept))
+        return len(self.cancelled) > cancelled
 
-    def _withdraw(self, issued: list[Work]) -> list[Work]:
+    def _close(self, number: int) -> None:
+        if self._pending.pop(number).kind == "score":
+            self._scoring -= 1
+
+    def _withdraw(self, issued: list[Work]) -> None:
         """Keep what was cancelled before any driver saw it out of both lists."""
-        self.cancelled[:] = [work for work in self.cancelled if work not in issued]
-        return [work for work in issued if work.open]
+        if issued:
+            self.cancelled[:] = [work for work in self.cancelled if work not in issued]
+            issued[:] = [work for work in issued if work.open]
 
     def _cancel(self, work: Work) -> None:
         work.open = False
@@ -345,3 +365,4 @@ class Session:
                 elif work.kind == "grow" and not pending.each:
                     self.dropped.append(work.node)
         self._pending.clear()
+        self._scoring = 0

@@ -1,0 +1,121 @@
+"""A small keyed world for tests of searches, and a driver that ends work in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from models.keyed import child_key, mix
+from models.search import ALGORITHMS
+from models.session import Session
+from models.tree import Node, Search, Tree, Until
+
+
+class ToyWorld:
+    """Trajectories of at most `depth` steps of 1 to 7 tokens, few answers, coarse scores (ties).
+
+    `hidden` is (steps begun, tokens left of the step that was truncated).
+    """
+
+    def __init__(self, key: int, depth: int = 4, answers: int = 5) -> None:
+        self.depth = depth
+        self.answers = answers
+        self.root = Node(None, 0, 0, 10, 10, key=mix(key), hidden=(0, 0))
+        self.grown: list[Node] = []
+
+    def grow(self, parent: Node, ordinal: int, until: Until, cap: int | None) -> Node:
+        assert not parent.done
+        number = ordinal
+        key, (level, left) = parent.key, parent.hidden
+        room = 10**9 if cap is None else cap
+        assert room > 0
+        tokens = 0
+        done = False
+        while True:
+            if left == 0:
+                key = child_key(key, ordinal)
+                ordinal = 0
+                level += 1
+                left = 1 + mix(key ^ 1) % 7
+            taken = min(left, room - tokens)
+            tokens += taken
+            left -= taken
+            if left:
+                break
+            done = level == self.depth or mix(key ^ 2) % 3 == 0
+            if done or until == "step" or tokens == room:
+                break
+        answer = mix(key ^ 3) % self.answers if done else None
+        node = Node(
+            parent,
+            number,
+            level,
+            tokens,
+            parent.path_tokens + tokens,
+            done,
+            answer if answer != 4 else None,
+            key=key,
+            hidden=(level, left),
+        )
+        self.grown.append(node)
+        return node
+
+    def score(self, node: Node) -> float:
+        node.score = (1 + mix(node.key ^ 4) % 6) / 8
+        return node.score
+
+    def is_correct(self, answer: int | None) -> bool:
+        return answer == 0
+
+
+SETTINGS: dict[str, list[dict[str, int]]] = {
+    "direct": [{}],
+    "best_of_n": [{"n": 1}, {"n": 5}],
+    "self_consistency": [{"n": 1}, {"n": 6}],
+    "weighted_vote": [{"n": 7}],
+    "beam": [
+        {"width": 1, "expand": 1, "max_steps": 9},
+        {"width": 2, "expand": 3, "max_steps": 9},
+        {"width": 3, "expand": 2, "max_steps": 2},
+        {"width": 4, "expand": 1, "max_steps": 1},
+    ],
+}
+CASES = [(name, params) for name, many in SETTINGS.items() for params in many]
+
+
+def start(case: tuple[str, dict[str, int]], world: ToyWorld) -> Search:
+    name, params = case
+    return ALGORITHMS[name].function(Tree(world.root), **params)
+
+
+def first(_: int) -> int:
+    return 0
+
+
+def in_random_order(seed: int) -> Callable[[int], int]:
+    return Random(seed).randrange
+
+
+def play(
+    session: Session,
+    pick: Callable[[int], int] = first,
+    cut: Callable[[int], tuple[str, int] | None] = lambda _: None,
+) -> int:
+    """Drive to the answer; `pick(n)` chooses which of n units ends next; returns units completed.
+
+    Before unit number i ends, `cut(i)` may interrupt with (reason, grace).
+    """
+    todo = session.start()
+    completed = 0
+    while session.answer is None:
+        interrupt = cut(completed)
+        if interrupt:
+            todo += session.cut(*interrupt)
+        todo = [work for work in todo if work.open]
+        if session.answer is not None:
+            break
+        assert todo, "the session waits for nothing"
+        todo += session.complete(todo.pop(pick(len(todo))))
+        completed += 1
+        assert completed < 100_000
+    return completed
