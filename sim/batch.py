@@ -52,7 +52,7 @@ class Branch:
 
     __slots__ = (
         "query", "number", "node", "parent", "ticks", "state", "written", "joined", "finish_tick",
-        "phase", "read", "fresh", "first_tick", "num_preemptions", "owner",
+        "phase", "read", "fresh", "first_tick", "mark", "mark_tick", "num_preemptions", "owner",
     )  # fmt: skip
 
     def __init__(self, query: Query, number: int, node: KvNode, ticks: int, owner: Any) -> None:
@@ -69,6 +69,10 @@ class Branch:
         self.read = 0  # naive attention: KV tokens it read at `joined`
         self.fresh = ticks > 0  # nothing decoded yet
         self.first_tick = -1  # tick with which its first token was there
+        self.mark = (
+            0  # report when this many tokens are decoded (a visible answer begins); 0: never
+        )
+        self.mark_tick = -1
         self.num_preemptions = 0
         self.owner = owner
 
@@ -135,6 +139,8 @@ class Batch:
         self.active_searches = 0
         self.ready = False  # somebody who waits might be admitted now
         self.started: list[Branch] = []  # whose first token came with the last tick
+        self.marked: list[Branch] = []  # whose marked token came with the last tick
+        self.activated: list[Query] = []  # first admitted by the last `begin`
         self.busy_s = 0.0
         self.charged_s = 0.0  # to queries that are gone
         self.num_preemptions = 0
@@ -173,10 +179,15 @@ class Batch:
         query.common = self.common
         return self.tree.root(query, tokens, prefix)
 
-    def branch(self, parent: KvNode, ticks: int, owner: Any = None) -> Branch:
-        """Submit a branch that grows a child of `ticks` tokens below `parent`."""
-        node = self.tree.child(parent, ticks)
-        return self._submit(node, ticks, owner)
+    def branch(self, parent: KvNode, ticks: int, owner: Any = None, mark: int = 0) -> Branch:
+        """Submit a branch that grows a child of `ticks` tokens below `parent`.
+
+        Its `mark`-th token, if it is neither the first nor the last, is reported in `marked`.
+        """
+        branch = self._submit(self.tree.child(parent, ticks), ticks, owner)
+        if 1 < mark < ticks:
+            branch.mark = mark
+        return branch
 
     def given(self, parent: KvNode, tokens: int) -> KvNode:
         """Create a child whose tokens are known (a verifier's copy of a step)."""
@@ -333,6 +344,9 @@ class Batch:
         branch.fresh = False
         finish = branch.finish_tick = tick + branch.ticks - written
         heapq.heappush(self._finish, (finish, branch.number, branch))
+        if branch.mark > written:
+            branch.mark_tick = tick + branch.mark - written
+            heapq.heappush(self._finish, (branch.mark_tick, branch.number, branch))
         p = self.block_size
         branch.phase = phase = (node.offset + node.tail + written - tick) % p
         self.phases[phase] += 1
@@ -351,7 +365,7 @@ class Batch:
         self.decoders -= 1
         query.decoders -= 1
         self.phases[branch.phase] -= 1
-        branch.finish_tick = -1
+        branch.finish_tick = branch.mark_tick = -1
         own = branch.read + ran if self.naive else node.tail + branch.written
         self.read -= own
         query.read -= own
@@ -394,8 +408,8 @@ class Batch:
         Raises: DoesNotFitError if the only running branch, or the only waiting one, needs more than the pool.
         """
         assert self._stretch is None, "the last stretch is not over"
-        if self.started:
-            self.started = []
+        if self.started or self.marked or self.activated:
+            self.started, self.marked, self.activated = [], [], []
         if self.ready and self.fill is None:
             if self._head() is None:
                 self.ready = False
@@ -408,7 +422,7 @@ class Batch:
     def _regime(self) -> Stretch | None:
         b = self.decoders
         finish = self._finish
-        while finish and finish[0][2].finish_tick != finish[0][0]:
+        while finish and finish[0][0] not in (finish[0][2].finish_tick, finish[0][2].mark_tick):
             heapq.heappop(finish)
         ticks = finish[0][0] - self.tick if finish else 1 << 60
         chunk = 0
@@ -522,7 +536,7 @@ class Batch:
         self._bills = []
         chunks: list[tuple[Query, int, int]] = []  # (query, tokens, context) of each prefill chunk
         copied: list[tuple[Query, int]] = []
-        preempted, budget = self._run_first(chunks)
+        preempted, budget = self._run_first(chunks, copied)
         if not preempted and self.fill is None:
             self.ready = self._admit(budget, chunks, copied)
         plain = self.decoders
@@ -550,7 +564,9 @@ class Batch:
         self._stretch = Stretch(1, seconds, 0.0)
         return self._stretch
 
-    def _run_first(self, chunks: list[tuple[Query, int, int]]) -> tuple[bool, int]:
+    def _run_first(
+        self, chunks: list[tuple[Query, int, int]], copied: list[tuple[Query, int]]
+    ) -> tuple[bool, int]:
         """Give running branches their pages, preempting from the tail; return (preempted, budget left)."""
         tree = self.tree
         fill = self.fill
@@ -580,7 +596,7 @@ class Batch:
             if not fill.left:
                 self.fill = None
                 branch.query.fill = 0
-                self._complete_prefill(branch)
+                self._complete_prefill(branch, copied)
                 self.ready = True
         return preempted, budget - chunk
 
@@ -602,9 +618,10 @@ class Batch:
         self.num_preemptions += 1
         self._wait(branch)
 
-    def _complete_prefill(self, branch: Branch) -> None:
+    def _complete_prefill(self, branch: Branch, copied: list[tuple[Query, int]]) -> None:
         """Note that the path of `branch` is complete with this tick."""
         if branch.ticks:
+            self._copy_tail(branch, copied)
             self._late.append((branch, True))
             if branch.fresh and branch.parent is not None:
                 self._merging.add(branch.parent)
@@ -650,7 +667,8 @@ class Batch:
             if need > tree.free + tree.cached - unpinned:
                 if places == settings.max_num_seqs:
                     raise DoesNotFitError(_does_not_fit(branch, tree))
-                return False
+                # those that decode from the next tick on leave it a smaller chunk, which may fit
+                return chunk < compute and bool(self._late)
             self._activate(branch, context)
             places -= 1
             budget -= chunk
@@ -672,9 +690,7 @@ class Batch:
                     query.fill = 1
                     self.fill = Fill(branch, missing, compute - chunk, context + brought)
                     return False
-                if branch.ticks:
-                    self._copy_tail(branch, copied)
-                self._complete_prefill(branch)
+                self._complete_prefill(branch, copied)
             else:
                 tree.take(need)
                 self._copy_tail(branch, copied)
@@ -686,6 +702,7 @@ class Batch:
         heapq.heappop(query.waiting)
         if not query.active:
             query.active = True
+            self.activated.append(query)
             self.active_searches += 1
             self.hit_tokens += context
             heapq.heappop(self._new)
@@ -845,6 +862,8 @@ class Batch:
         while heap and heap[0][0] <= tick:
             branch = heapq.heappop(heap)[2]
             if branch.finish_tick != tick:
+                if branch.mark_tick == tick:
+                    self.marked.append(branch)
                 continue
             self._leave(branch)
             branch.state = DONE
@@ -860,6 +879,18 @@ class Batch:
             self.branch_steps += len(finished)
             self.ready = True
         return finished
+
+    @property
+    def iterations(self) -> int:
+        """Ticks so far."""
+        return self.tick
+
+    def waiting(self) -> tuple[int, int]:
+        """Return how many branches wait, and how many queries have not been admitted yet."""
+        branches = 0
+        for _, query in (*self._active, *self._new):
+            branches += sum(branch.state == WAITING for _, branch in query.waiting)
+        return branches, sum(any(b.state == WAITING for _, b in q.waiting) for _, q in self._new)
 
     def remaining(self, branch: Branch) -> int:
         """Return the tokens that `branch` still has to decode."""

@@ -266,8 +266,9 @@ class PageTree:
             node.resident, max(0, (node.pages + shift) * self.block_size - node.offset)
         )
         child = node.in_place_child
-        if child is not None:
+        while child is not None:  # short steps in a row may all lie on the page that went
             child.resident = 0
+            child = child.in_place_child
         return given
 
     # -- dropping --------------------------------------------------------------------------------

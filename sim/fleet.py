@@ -1,0 +1,98 @@
+"""Pools of replicas and the rule that places a query on one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import simpy
+
+from models.keyed import uniform
+from sim.batch import Batch
+from sim.replica import Replica
+from sim.resolve import ResolvedPool
+
+_PLACE = 64  # purpose of the draw of the random router
+
+Router = Callable[[list[Replica], int, int], Replica]
+
+
+def least_loaded(replicas: list[Replica], index: int, key: int) -> Replica:
+    """The replica with the fewest searches in progress; the first of equals."""
+    best = replicas[0]
+    for replica in replicas:
+        if replica.searches < best.searches:
+            best = replica
+    return best
+
+
+def round_robin(replicas: list[Replica], index: int, key: int) -> Replica:
+    """One replica after the other, in order of arrival."""
+    return replicas[index % len(replicas)]
+
+
+def at_random(replicas: list[Replica], index: int, key: int) -> Replica:
+    """Any replica, by the query's own key: the same query goes to the same place in every what-if."""
+    return replicas[int(uniform(key, _PLACE) * len(replicas))]
+
+
+ROUTERS: Mapping[str, Router] = MappingProxyType(
+    {"least_loaded": least_loaded, "round_robin": round_robin, "random": at_random}
+)
+
+
+class Fleet:
+    """The replicas of one replication: one policy pool and perhaps one verifier pool."""
+
+    def __init__(
+        self, env: simpy.Environment, policy: ResolvedPool, judge: ResolvedPool | None
+    ) -> None:
+        self.env = env
+        self.policy = _replicas(env, policy)
+        self.judges = _replicas(env, judge) if judge is not None else []
+        self._route = ROUTERS[policy.pool.router]
+        self._route_judge = ROUTERS[judge.pool.router] if judge is not None else least_loaded
+
+    def place(self, index: int, key: int) -> tuple[Replica, Replica | None]:
+        """Return the policy replica and the verifier replica of query number `index`."""
+        replica = self._route(self.policy, index, key)
+        judge = self._route_judge(self.judges, index, key) if self.judges else None
+        return replica, judge
+
+    def timeline(self, replication: int) -> list[tuple[Any, ...]]:
+        """Return one row of the timeline table for every replica, as things stand now."""
+        rows = []
+        for replica in (*self.policy, *self.judges):
+            batch = replica.batch
+            count = batch.tree.count()
+            block = batch.block_size
+            naive = 0
+            for branch in batch.running.values():
+                written = branch.ticks - batch.remaining(branch)
+                naive += -(-(branch.node.path - branch.ticks - 1 + written) // block)
+            waiting, queries = batch.waiting()
+            rows.append(
+                (
+                    replication,
+                    self.env.now,
+                    replica.pool,
+                    replica.index,
+                    batch.decoders + (batch.fill is not None),
+                    waiting,
+                    count.total,
+                    count.pinned,
+                    count.cached,
+                    naive,
+                    batch.active_searches,
+                    queries,
+                )  # fmt: skip
+            )
+        return rows
+
+
+def _replicas(env: simpy.Environment, pool: ResolvedPool) -> list[Replica]:
+    return [
+        Replica(env, Batch(pool.settings, pool.cost), pool.name, index)
+        for index in range(pool.pool.replicas)
+    ]

@@ -1,0 +1,208 @@
+"""Drives one search through the fleet: its session's work becomes branches, their ends its outcomes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from models.session import Session, Work, World
+from models.tree import Node, Search
+from sim.batch import Branch
+from sim.kv import KvNode
+from sim.replica import Replica
+
+Prefix = tuple[tuple[Any, int], ...]
+
+
+class Thinking:
+    """One query on its way: a session, the replica that thinks and the one that judges."""
+
+    __slots__ = (
+        "row", "session", "world", "replica", "judge", "prefix", "arrival_s", "first_token_s",
+        "scheduled_s", "finish_s", "answer_start_s", "verify_s", "root", "judge_root", "growing",
+        "streams", "_scoring_since", "policy_s", "judge_s", "preemptions", "peak_pages",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        row: int,
+        search: Search,
+        world: World,
+        replica: Replica,
+        judge: Replica | None,
+        prefix: Prefix,
+        max_tokens: int | None,
+        streams: bool,
+    ) -> None:
+        self.row = row
+        self.world = world
+        self.session = Session(search, world, max_tokens)
+        self.replica = replica
+        self.judge = judge
+        self.prefix = prefix
+        self.arrival_s = replica.env.now
+        nan = float("nan")
+        self.scheduled_s = nan
+        self.first_token_s = nan
+        self.answer_start_s = nan
+        self.finish_s = nan
+        self.verify_s = 0.0
+        self.root: KvNode | None = None
+        self.judge_root: KvNode | None = None
+        self.growing = 0  # branches in flight at the policy
+        self.streams = streams  # its one trajectory is shown while it grows
+        self._scoring_since = nan
+        self.policy_s = 0.0  # replica-seconds attributed to it, once settled
+        self.judge_s = 0.0
+        self.preemptions = 0
+        self.peak_pages = 0
+
+    def start(self) -> None:
+        """Register with the replica and issue the first work."""
+        root = self.world.root
+        self.root = self.replica.prompt(root.tokens, self.prefix, self)
+        root.kv = self.root
+        self.replica.searches += 1
+        self._issue(self.session.start())
+
+    # -- what replicas report ------------------------------------------------------------------------
+
+    def scheduled(self, replica: Replica) -> None:
+        """Note when its prompt was first admitted."""
+        if replica is self.replica:
+            self.scheduled_s = replica.env.now
+
+    def started(self, branch: Branch) -> None:
+        """Note the first token of one of its branches."""
+        if self.first_token_s != self.first_token_s:
+            self.first_token_s = self.replica.env.now
+        node = branch.owner[1].node
+        if self.streams and node.answer_tokens >= node.tokens:
+            self.marked(branch)
+
+    def marked(self, branch: Branch) -> None:
+        """Note the first token of the visible answer of a trajectory that is streamed."""
+        if self.answer_start_s != self.answer_start_s:
+            self.answer_start_s = self.replica.env.now
+
+    def finished(self, branch: Branch) -> None:
+        """Hand the end of a branch to the session and what follows to the replicas."""
+        session = self.session
+        work: Work = branch.owner[1]
+        if not work.open or session.answer is not None:
+            return
+        if branch.ticks:
+            self.growing -= 1
+            if not self.growing:
+                self._scoring_since = self.replica.env.now
+        self._issue(session.complete(work))
+
+    def _issue(self, works: list[Work]) -> None:
+        session = self.session
+        replica = self.replica
+        if session.cancelled:
+            for work in session.cancelled:
+                self._cancel(work)
+            session.cancelled.clear()
+        if session.answer is not None:
+            self._finish()
+            return
+        grows = [work for work in works if work.kind == "grow"]
+        if grows:
+            if not self.growing and self._scoring_since == self._scoring_since:
+                self.verify_s += replica.env.now - self._scoring_since
+            self.growing += len(grows)
+            replica.do(self._grow, grows)
+        if len(grows) < len(works):
+            assert self.judge is not None, "a search scores without a verifier"
+            self.judge.do(self._score, [work for work in works if work.kind == "score"])
+        if session.dropped:
+            replica.do(self._drop, session.dropped[:])
+            if self.judge is not None and self.judge_root is not None:
+                self.judge.do(self._drop_judged, session.dropped[:])
+            session.dropped.clear()
+
+    # -- what happens at the replicas' next boundary -----------------------------------------------
+
+    def _grow(self, works: list[Work]) -> None:
+        submit = self.replica.batch.branch
+        for work in works:
+            if work.open:
+                node = work.node
+                mark = node.tokens - node.answer_tokens + 1 if self.streams else 0
+                branch = submit(node.parent.kv, node.tokens, (self, work), mark)  # type: ignore[union-attr]
+                node.kv = branch.node
+
+    def _score(self, works: list[Work]) -> None:
+        judge = self.judge
+        assert judge is not None
+        submit = judge.batch.prefill
+        for work in works:
+            if work.open:
+                node = work.node
+                kv = node.verifier_kv
+                if kv is None:
+                    kv = self._judged(node)
+                submit(kv, (self, work))
+
+    def _judged(self, node: Node) -> KvNode:
+        """Return the verifier's copy of `node`, creating it and what is missing above it."""
+        assert self.judge is not None
+        if node.verifier_kv is None:
+            if node.parent is None:
+                self.judge_root = self.judge.batch.prompt(node.tokens, self.prefix, self)
+                node.verifier_kv = self.judge_root
+            else:
+                above = node.parent.verifier_kv or self._judged(node.parent)
+                node.verifier_kv = self.judge.batch.given(above, node.tokens)
+        kv: KvNode = node.verifier_kv
+        return kv
+
+    def _cancel(self, work: Work) -> None:
+        if work.kind == "grow":
+            self.growing -= 1
+            self.replica.do(self._drop, [work.node])
+
+    def _drop(self, nodes: list[Node]) -> None:
+        drop = self.replica.batch.drop
+        for node in nodes:
+            if node.kv is not None:
+                drop(node.kv)
+
+    def _drop_judged(self, nodes: list[Node]) -> None:
+        assert self.judge is not None
+        for node in nodes:
+            if node.verifier_kv is not None:
+                self.judge.batch.drop(node.verifier_kv)
+
+    def _finish(self) -> None:
+        self.finish_s = self.replica.env.now
+        if not self.growing and self._scoring_since == self._scoring_since:
+            self.verify_s += self.finish_s - self._scoring_since
+        self.replica.searches -= 1
+        self.replica.do(self._leave)
+        if self.judge_root is not None:
+            assert self.judge is not None
+            self.judge.do(self.judge.batch.drop, self.judge_root)
+        self.session.dropped.clear()
+        if self.answer_start_s != self.answer_start_s:
+            self.answer_start_s = self.finish_s
+
+    def _leave(self) -> None:
+        assert self.root is not None
+        self.replica.batch.drop(self.root)
+
+    def settle(self) -> None:
+        """Fetch what it has been charged, at the end of its life or of the simulation."""
+        if self.root is not None:
+            query = self.root.query
+            if not query.gone:
+                self.replica.batch.charge(query)
+            self.policy_s = query.gpu_s
+            self.preemptions = query.preemptions
+            self.peak_pages = query.peak_pages
+        if self.judge_root is not None:
+            assert self.judge is not None
+            query = self.judge_root.query
+            if not query.gone:
+                self.judge.batch.charge(query)
+            self.judge_s = query.gpu_s

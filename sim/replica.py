@@ -1,0 +1,131 @@
+"""A replica: the SimPy events that give a batch its clock.
+
+Between two events nothing is computed: the batch says how long its next stretch takes, and one
+timeout ends it. A submission in the middle of a stretch moves that end to the first tick boundary at
+or after now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import simpy
+
+from sim.batch import Batch, Stretch
+from sim.kv import KvNode
+
+
+class Replica:
+    """One batch in simulated time.
+
+    The first element of a branch's `owner` has `started(branch)`, `marked(branch)` and
+    `finished(branch)`, called at tick boundaries; a query's owner has `scheduled(replica)`.
+    """
+
+    __slots__ = (
+        "batch", "env", "pool", "index", "searches", "running_s", "pages_s",
+        "pages_max", "_stretch", "_began", "_ends", "_until", "_pending", "_acting",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        batch: Batch,
+        pool: str = "",
+        index: int = 0,
+    ) -> None:
+        self.env = env
+        self.batch = batch
+        self.pool = pool
+        self.index = index
+        self.searches = 0  # queries placed here and not finished
+        self.pages_s = 0.0  # integral of pinned pages over time
+        self.pages_max = 0
+        self.running_s = 0.0  # integral of decoding branches over time
+        self._stretch: Stretch | None = None
+        self._began = 0.0
+        self._ends = 0  # ticks after which the stretch will be ended
+        self._until = 0.0
+        self._pending: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self._acting = False
+
+    # -- what queries ask for ------------------------------------------------------------------------
+
+    def prompt(
+        self, tokens: int, prefix: Sequence[tuple[Hashable, int]] = (), owner: Any = None
+    ) -> KvNode:
+        """Register a query; its pages and work come with its branches."""
+        return self.batch.prompt(tokens, prefix, owner)
+
+    def do(self, action: Callable[..., Any], *arguments: Any) -> None:
+        """Submit or drop something: at once between two ticks, else at the next boundary."""
+        if self._stretch is None:
+            action(*arguments)
+            if not self._acting:
+                self._acting = True
+                self.env.timeout(0).callbacks.append(self._start)
+            return
+        self._pending.append((action, arguments))
+        stretch = self._stretch
+        if self._ends > 1:
+            now = self.env.now
+            ticks = stretch.ticks_until(now - self._began)
+            if ticks < self._ends:
+                self._ends = ticks
+                self._schedule(max(now, self._began + stretch.seconds(ticks)))
+
+    # -- the clock ------------------------------------------------------------------------------------
+
+    def _start(self, _: Any) -> None:
+        self._acting = False
+        if self._stretch is None:
+            self._go()
+
+    def _schedule(self, until: float) -> None:
+        self._until = until
+        env = self.env
+        env.timeout(until - env.now).callbacks.append(self._wake)
+
+    def _go(self) -> None:
+        batch = self.batch
+        stretch = self._stretch = batch.begin()
+        for query in batch.activated:
+            query.owner.scheduled(self)
+        if stretch is not None:
+            self._began = self.env.now
+            self._ends = stretch.ticks
+            self._schedule(self._began + stretch.seconds(stretch.ticks))
+
+    def _wake(self, _: Any) -> None:
+        stretch = self._stretch
+        # a timeout that an interrupt has overtaken comes at another time than the one now awaited
+        if stretch is None or abs(self.env.now - self._until) > 1e-9:
+            return
+        batch = self.batch
+        ticks = self._ends
+        tree = batch.tree
+        before = tree.total - tree.free - tree.cached
+        seconds = stretch.seconds(ticks)
+        self.running_s += seconds * batch.decoders
+        finished = batch.advance(ticks)
+        self._stretch = None
+        self._acting = True
+        after = tree.total - tree.free - tree.cached
+        self.pages_s += seconds * (before + after) / 2
+        if after > self.pages_max:
+            self.pages_max = after
+        if before > self.pages_max:
+            self.pages_max = before
+        for branch in batch.started:
+            branch.owner[0].started(branch)
+        for branch in batch.marked:
+            branch.owner[0].marked(branch)
+        for branch in finished:
+            branch.owner[0].finished(branch)
+        if self._pending:
+            pending, self._pending = self._pending, []
+            for action, arguments in pending:
+                action(*arguments)
+        self._acting = False
+        self._go()

@@ -1,0 +1,257 @@
+"""A scenario's names become things: devices, shapes, costs, page pools, questions, plans; or errors.
+
+The loader checks form; here every device, model, preset and profile must exist, every model must fit,
+and an absurd scenario is refused before it runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hw.device import CatalogError, Device, device, device_from
+from hw.profile import Profile, ProfileError
+from hw.profile import load as load_profile
+from hw.transformer import Transformer, from_config, transformer
+from models.controller import Plan, PlanError, plan
+from models.latency import CapacityError, LatencyError, StepCost, kv_pages, step_cost
+from models.lengths import Quantile, quantile
+from models.presets import PresetError
+from models.question import QuestionModel, question_model
+from models.search import ALGORITHMS
+from models.verifier import VerifierModel, verifier_model
+from scenarios.errors import UserError
+from scenarios.loader import Loaded
+from scenarios.schema import Pool, QueryClass, Scenario, Tier
+from sim.batch import Settings
+from sim.trace import Trace
+from sim.traces import Source
+from sim.workload import horizon_s, source
+
+MAX_BRANCH_STEPS = 3e8
+"""A scenario that needs more is refused: at 30,000 a second and worker it would run for hours."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedPool:
+    """A pool with everything that its replicas need."""
+
+    name: str
+    pool: Pool
+    device: Device
+    shape: Transformer
+    cost: StepCost
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedClass:
+    """A class of queries: how its questions come about and what judges them."""
+
+    name: str
+    questions: QuestionModel
+    verifier: VerifierModel | None
+    output_tokens: Quantile | None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A scenario ready to run."""
+
+    loaded: Loaded
+    policy: ResolvedPool
+    judge: ResolvedPool | None
+    classes: tuple[ResolvedClass, ...]
+    plans: tuple[Plan, ...]  # by tier, in the scenario's order
+    trace: Source | None
+
+    @property
+    def scenario(self) -> Scenario:
+        """The scenario as asked for."""
+        return self.loaded.scenario
+
+    @property
+    def pools(self) -> tuple[ResolvedPool, ...]:
+        """All pools, the policy's first."""
+        return (self.policy,) if self.judge is None else (self.policy, self.judge)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """How big a run will be, for one replication and for all of them."""
+
+    queries: float
+    branch_steps: float
+    memory_bytes: float
+    replications: int
+
+
+def resolve(loaded: Loaded) -> Resolved:
+    """Look up everything a scenario names.
+
+    Raises: UserError, with the place in the scenario, where something does not exist or does not fit.
+    """
+    scenario = loaded.scenario
+    policies = [name for name, pool in scenario.fleet.items() if pool.role == "policy"]
+    judges = [name for name, pool in scenario.fleet.items() if pool.role == "verifier"]
+    for names, role in ((policies, "policy"), (judges, "verifier")):
+        if len(names) > 1:
+            raise UserError(
+                f"{loaded.where(['fleet', names[1]])}: this version routes queries to one {role} pool, "
+                f"and the fleet has {len(names)} ({', '.join(names)}); keep one and set its replicas"
+            )
+    if not policies:
+        raise UserError(
+            f"{loaded.where(['fleet'])}: the fleet has no policy pool, so nothing can think; "
+            "add one, for example: thinker: {model: llama-3.1-8b, device: h200-sxm-141gb}"
+        )
+    plans = tuple(_plan(loaded, name, tier) for name, tier in scenario.tiers.items())
+    for name, chosen in zip(scenario.tiers, plans, strict=True):
+        if ALGORITHMS[chosen.algorithm].needs_verifier and not judges:
+            raise UserError(
+                f"{loaded.where(['tiers', name, 'search'])}: {chosen.algorithm} scores its answers, and "
+                "the fleet has no verifier pool; add one, for example: "
+                "judge: {role: verifier, model: qwen2.5-math-prm-7b, device: h200-sxm-141gb}"
+            )
+    policy = _pool(loaded, policies[0])
+    judge = _pool(loaded, judges[0]) if judges else None
+    classes = tuple(
+        _class(loaded, name, item, judge is not None)
+        for name, item in scenario.workload.classes.items()
+    )
+    return Resolved(loaded, policy, judge, classes, plans, source(scenario))
+
+
+def estimate(resolved: Resolved) -> Estimate:
+    """Guess how much one replication simulates, from rates, shares and the tiers' searches.
+
+    Raises: UserError where that is more than a machine could do.
+    """
+    scenario = resolved.scenario
+    horizon = horizon_s(scenario)
+    if isinstance(resolved.trace, Trace):
+        queries = float(len(resolved.trace.arrival_s))
+    else:
+        queries = getattr(scenario.workload.arrivals, "rate", 0.0) * (horizon or 0.0)
+    per_query = sum(
+        tier.share * grown(chosen)
+        for tier, chosen in zip(scenario.tiers.values(), resolved.plans, strict=True)
+    )
+    steps = queries * per_query
+    if steps * scenario.replications > MAX_BRANCH_STEPS:
+        raise UserError(
+            f"{resolved.loaded.where(['workload', 'arrivals'])}: this scenario grows about "
+            f"{steps * scenario.replications:.1e} branches, more than {MAX_BRANCH_STEPS:.0e}; lower the "
+            "rate, horizon.measure or replications, or narrow the tiers' searches"
+        )
+    return Estimate(queries, steps, 1.2e8 + 1500.0 * queries, scenario.replications)
+
+
+def grown(chosen: Plan) -> float:
+    """Guess how many branches one query's search grows (a beam: eight steps deep)."""
+    parameters = chosen.params
+    if "width" in parameters:
+        return 8.0 * parameters["width"] * parameters["expand"]
+    return float(parameters.get("n", 1))
+
+
+def _plan(loaded: Loaded, name: str, tier: Tier) -> Plan:
+    search = tier.search
+    limits = [search.max_tokens]
+    if tier.promise is not None and tier.promise.budget is not None:
+        limits.append(tier.promise.budget.tokens)
+    known = [limit for limit in limits if limit is not None]
+    try:
+        chosen = plan(search.algorithm, min(known) if known else None, **search.parameters)
+    except PlanError as error:
+        raise UserError(f"{loaded.where(['tiers', name, 'search'])}: {error}") from None
+    budget = tier.promise.budget if tier.promise is not None else None
+    if budget is not None and budget.trajectories is not None:
+        asked = math.prod(chosen.params.get(key, 1) for key in ("n", "width"))
+        if asked > budget.trajectories:
+            raise UserError(
+                f"{loaded.where(['tiers', name, 'promise', 'budget'])}: the tier promises at most "
+                f"{budget.trajectories} trajectories and its search {search.algorithm} finishes {asked}; "
+                "raise the budget or narrow the search"
+            )
+    return chosen
+
+
+def _pool(loaded: Loaded, name: str) -> ResolvedPool:
+    pool = loaded.scenario.fleet[name]
+    at = ["fleet", name]
+    where = loaded.where(at)
+    try:
+        where = loaded.where([*at, "device"])
+        chosen = device(pool.device) if isinstance(pool.device, str) else device_from(pool.device)
+        where = loaded.where([*at, "model"])
+        shape = _shape(loaded, pool.model)
+        where = loaded.where([*at, "latency"])
+        cost = step_cost(shape, chosen, _profile(pool, chosen), pool.tensor_parallel)
+        where = loaded.where(at)
+        engine = pool.engine
+        pages = engine.num_gpu_blocks or kv_pages(
+            shape,
+            chosen,
+            pool.tensor_parallel,
+            engine.gpu_memory_utilization,
+            engine.block_size,
+            engine.max_num_batched_tokens,
+            engine.max_num_seqs,
+        )
+    except (CatalogError, CapacityError, LatencyError, ProfileError, OSError) as error:
+        raise UserError(f"{where}: {error}") from None
+    settings = Settings(
+        num_gpu_blocks=pages,
+        block_size=engine.block_size,
+        max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_active_searches=engine.max_active_searches,
+        sharing=pool.kv.sharing,
+        fork=pool.kv.fork,
+        attention=pool.kv.attention,
+    )
+    return ResolvedPool(name, pool, chosen, shape, cost, settings)
+
+
+def _shape(loaded: Loaded, model: str | Mapping[str, Any]) -> Transformer:
+    if isinstance(model, str):
+        return transformer(model)
+    path = Path(model["config"])
+    if not path.is_absolute():
+        path = Path(loaded.name).parent / path
+    return from_config(path)
+
+
+def _profile(pool: Pool, chosen: Device) -> Profile | None:
+    latency = pool.latency
+    if latency.kind == "roofline":
+        return None
+    shipped = Path(__file__).resolve().parent.parent / "hw" / "profiles"
+    name = latency.profile or chosen.name
+    path = Path(name) if "/" in name else shipped / name
+    if latency.kind == "auto" and not path.exists():
+        return None
+    if not path.exists():
+        raise ProfileError(
+            f"there is no profile {name!r}; shipped ones lie in hw/profiles, a path needs a slash, and "
+            "`latency: {kind: roofline}` needs none"
+        )
+    return load_profile(path)
+
+
+def _class(loaded: Loaded, name: str, item: QueryClass, judged: bool) -> ResolvedClass:
+    at = ["workload", "classes", name]
+    spec: str | dict[str, Any] = item.question or item.preset or "chat"
+    if item.question is not None and item.preset is not None:
+        spec = {"preset": item.preset} | item.question
+    try:
+        questions = question_model(spec)
+        lengths = quantile(item.output_tokens) if item.output_tokens is not None else None
+        verifier = verifier_model(questions.verifier) if judged else None
+    except (PresetError, ValueError) as error:
+        raise UserError(f"{loaded.where(at)}: {error}") from None
+    return ResolvedClass(name, questions, verifier, lengths)
