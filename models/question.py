@@ -68,12 +68,11 @@ def question_model(spec: str | Mapping[str, Any]) -> QuestionModel:
 
 def _build(name: str, kind: str, p: Mapping[str, Any], by_total: bool) -> QuestionModel:
     steps_min, edges = _steps(p["steps"]) if "steps" in p else (1, (1.0,))
-    low, high = p.get("bottleneck_range", (10**-5.5, 10**-2))
-    if not 0 < low <= high <= 1:
-        raise ValueError(f'"bottleneck_range" must be 0 < low <= high <= 1, got {low}, {high}.')
+    low, high = _pair(p, "bottleneck_range", (10**-5.5, 10**-2))
     weights = p.get("weights")
     if weights is not None:
-        if len(edges) != 1 or len(weights) != steps_min or not all(w > 0 for w in weights):
+        fits = isinstance(weights, (list, tuple)) and len(edges) == 1 and len(weights) == steps_min
+        if not fits or not all(isinstance(w, (int, float)) and 0 < w < math.inf for w in weights):
             raise ValueError('"weights" must be one number > 0 per step of a constant number.')
         weights = tuple(float(w) / sum(weights) for w in weights)
     lengths_of = p.get("lengths_of", "all")
@@ -90,7 +89,7 @@ def _build(name: str, kind: str, p: Mapping[str, Any], by_total: bool) -> Questi
         prompt_tokens=quantile(p["prompt_tokens"]),
         pass_rate=_beta(p["pass_rate"]),
         bottleneck=_number(p, "bottleneck", 0.0, 0.0, 0.999),
-        bottleneck_range=(float(low), float(high)),
+        bottleneck_range=(low, high),
         theta=_number(p, "theta", 7.0, 1e-3, 1e6),
         steps_edges=edges,
         steps_min=steps_min,
@@ -116,6 +115,14 @@ def _number(p: Mapping[str, Any], name: str, default: float, low: float, high: f
     return float(value)
 
 
+def _pair(p: Mapping[str, Any], name: str, default: tuple[float, float]) -> tuple[float, float]:
+    value = p.get(name, default)
+    real = isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
+    if not (real and len(value) == 2 and 0 < value[0] <= value[1] <= 1):
+        raise ValueError(f'"{name}" must be [low, high] with 0 < low <= high <= 1, got {value!r}.')
+    return float(value[0]), float(value[1])
+
+
 def _beta(spec: Mapping[str, Any]) -> tuple[float, float]:
     if not isinstance(spec, Mapping) or spec.get("kind", "beta") != "beta":
         raise ValueError(f'"pass_rate" must look like {{kind: beta, a: 4, b: 1}}, got {spec!r}.')
@@ -124,14 +131,15 @@ def _beta(spec: Mapping[str, Any]) -> tuple[float, float]:
     return _number(spec, "a", math.nan, 1e-3, 1e6), _number(spec, "b", math.nan, 1e-3, 1e6)
 
 
-def _steps(spec: Mapping[str, Any] | int) -> tuple[int, tuple[float, ...]]:
+def _steps(spec: Any) -> tuple[int, tuple[float, ...]]:
     """The least number of steps, and the cumulative probability of that number, one more, and so on."""
     if isinstance(spec, int):
         spec = {"kind": "constant", "value": spec}
-    if spec["kind"] == "constant":
+    kind = spec.get("kind") if isinstance(spec, Mapping) else None
+    if kind == "constant":
         return int(_number(spec, "value", math.nan, 1, 1000)), (1.0,)
-    if spec["kind"] != "poisson":
-        raise PresetError(unknown("kind of steps", spec["kind"], ("constant", "poisson")))
+    if kind != "poisson":
+        raise PresetError(unknown("kind of steps", kind or spec, ("constant", "poisson")))
     least = int(_number(spec, "min", 1, 1, 1000))
     most = int(_number(spec, "max", 1000, least, 1000))
     mean = _number(spec, "mean", math.nan, 0.0, 700.0)

@@ -95,7 +95,7 @@ class QuestionModel:
 class World:
     """One question: grows nodes, scores them, knows the right answer."""
 
-    __slots__ = (  # noqa: RUF023 - what a question is, then how it grows, then how it is scored
+    __slots__ = (
         "model", "key", "root", "difficulty", "verifier",
         "_steps", "_survive", "_table", "_lengths", "_right", "_labels", "_sticks", "_left",
         "_noise", "_rho", "_fresh", "_sigma", "_gain_right", "_gain_wrong", "_errors",
@@ -138,7 +138,7 @@ class World:
         self.root = Node(None, 0, 0, prompt_tokens, prompt_tokens, key=key)
         self.root.hidden = (0, RIGHT, 0.0, given or 0, None)
 
-    def grow(  # noqa: C901 - the hot loop of every simulation: calls would double its cost
+    def grow(
         self, parent: Node, ordinal: int, until: Until = "step", cap: int | None = None
     ) -> Node:
         """The complete child number `ordinal` of `parent`, to the end of a step or of the answer.
