@@ -75,9 +75,11 @@ def price_queries(
     """Cost of every query in USD, shape (rows,), and the bill of the fleet that it adds up to.
 
     A query pays its GPU-seconds at the rate of its pool (NaN if unknown); idle time is charged to
-    nobody. Raises ConservationError when attributed and idle are not the fleet's to 1e-9.
+    nobody. Raises ConservationError when attributed and idle are not the fleet's to 1e-9, or more
+    is attributed than a pool was busy.
     """
     queries, pools = result.queries, result.pools
+    _not_more_than_busy(pools)
     usd_per_s = {
         name: math.nan if rate is None else rate / _HOUR for name, rate in pool_rates.items()
     }
@@ -147,6 +149,16 @@ def _bill(pools: Table, usd_per_s: Mapping[str, float]) -> FleetBill:
         gpu_hours=sum(line.gpu_hours for line in lines),
         pools=tuple(lines),
     )
+
+
+def _not_more_than_busy(pools: Table) -> None:
+    """What queries are charged for was computed: attributed is at most busy, in every pool."""
+    attributed, busy = pools["attributed_gpu_seconds"], pools["busy_gpu_seconds"]
+    for index in np.flatnonzero(attributed > busy * (1 + _EXACT)):
+        raise ConservationError(
+            f"GPU-seconds of {pools['pool'][index]}: attributed {float(attributed[index])!r} is "
+            f"more than the {float(busy[index])!r} that it was busy"
+        )
 
 
 def _conserved(what: str, attributed: float, idle: float, total: float) -> None:

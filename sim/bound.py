@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,11 @@ from models import controller
 from models.latency import StepCost
 from scenarios.schema import Pool, Scenario, Search
 from sim.estimate import mean
-from sim.metrics import answered, pool_table, span_s
+from sim.metrics import PoolMetrics, answered, pool_table, span_s
 from sim.records import Result, Table, measured, select, size
 
 _FULL = 0.90  # share of pages pinned from which waiting is blamed on KV memory
-_BUSY = 0.90  # utilisation from which a pool without a queue still counts as its own limit
+_BUSY = 0.90  # load from which a pool without a queue still counts as its own limit
 _WAITING = 0.05  # share of samples that have to show a queue before it is called binding
 
 
@@ -174,6 +174,13 @@ def bounds(result: Result, scenario: Scenario, costs: Mapping[str, StepCost]) ->
     return tuple(found)
 
 
+def noted(result: Result, scenario: Scenario, costs: Mapping[str, StepCost]) -> Result:
+    """The result with `bounds` and `cost_errors` (by pool) in its meta, for reports to read."""
+    rows = [asdict(bound) for bound in bounds(result, scenario, costs)]
+    errors = {name: cost.error for name, cost in costs.items()}
+    return replace(result, meta={**result.meta, "bounds": rows, "cost_errors": errors})
+
+
 @dataclass(frozen=True, slots=True)
 class Binding:
     """What limits a run: kv, max_num_seqs, max_active_searches, compute, verifier or none.
@@ -201,17 +208,41 @@ def binding(result: Result, scenario: Scenario) -> Binding:
     name, numbers = worst
     if numbers["waiting"] >= _WAITING:
         return _blame(name, numbers, scenario.fleet[name])
-    busiest = max(pools.values(), key=lambda row: row.utilisation, default=None)
-    if busiest is not None and busiest.utilisation >= _BUSY:
-        kind = "verifier" if busiest.role == "verifier" else "compute"
-        sentence = (
-            f"{busiest.pool}: {'the verifier' if kind == 'verifier' else 'compute and bandwidth'} "
-            f"(busy {busiest.utilisation:.0%} of the time, hardly any queue)"
-        )
-        return Binding(kind, busiest.pool, sentence, {"busy": busiest.utilisation, **numbers})
-    busy = busiest.utilisation if busiest is not None else 0.0
-    sentence = f"none: no lasting queue, busiest pool {busy:.0%} busy"
-    return Binding("none", "", sentence, {"busy": busy, **numbers})
+    return _no_queue(result, scenario, list(pools.values()), numbers)
+
+
+def _no_queue(
+    result: Result, scenario: Scenario, pools: list[PoolMetrics], numbers: dict[str, float]
+) -> Binding:
+    """Without a queue only a pool near its capacity binds: an engine is busy with one sequence too.
+
+    Its load is what the analytic bound says where the run noted one, else how full its batch is.
+    """
+    noted = {row["pool"]: max(row["compute"], row["kv"]) / row["fleet"]
+             for row in result.meta.get("bounds", ())}  # fmt: skip
+    evidence = []
+    for row in pools:
+        seqs = scenario.fleet[row.pool].engine.max_num_seqs if row.pool in scenario.fleet else 1
+        samples = result.timeline["running"][result.timeline["pool"] == row.pool]
+        running = mean(samples) if samples.size else 0.0
+        load = noted.get(row.pool, running / seqs if row.utilisation >= _BUSY else 0.0)
+        evidence.append((load, row, running, seqs))
+    if not evidence:
+        return Binding("none", "", "none: no pool was observed", numbers)
+    load, row, running, seqs = max(evidence, key=lambda item: item[0])
+    words = (
+        f"busy {row.utilisation:.0%} of the time, {running:.0f} of {seqs} sequences on average, "
+        f"{load:.0%} of its capacity on paper"
+        if row.pool in noted
+        else f"busy {row.utilisation:.0%} of the time, {running:.0f} of {seqs} sequences on average"
+    )
+    numbers = {**numbers, "busy": row.utilisation, "running": running, "load": load}
+    if load >= _BUSY:
+        if row.role == "verifier":
+            return Binding("verifier", row.pool, f"{row.pool}: the verifier ({words})", numbers)
+        what = f"{row.pool}: compute and bandwidth ({words})"
+        return Binding("compute", row.pool, what, numbers)
+    return Binding("none", "", f"none: no lasting queue; {row.pool} is {words}", numbers)
 
 
 def _queue(result: Result, name: str, pool: Pool) -> tuple[str, dict[str, Any]]:

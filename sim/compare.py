@@ -33,6 +33,11 @@ class Difference:
         """Whether the interval of the change excludes zero."""
         return self.change.low > 0 or self.change.high < 0
 
+    @property
+    def unchanged(self) -> bool:
+        """Whether every pair has the same value in both, as far as the mean and its spread tell."""
+        return self.change.value == 0 and not self.change.high > 0
+
 
 @dataclass(frozen=True, slots=True)
 class TierComparison:
@@ -131,7 +136,10 @@ def _columns(a: Table, b: Table) -> list[tuple[str, str, Callable[[Table], Float
         ("preemptions per query", "", of("num_preemptions")),
     ]
     if "cost_usd" in a and "cost_usd" in b:
-        found += [("cost per query", "USD", of("cost_usd")), ("margin per query", "USD", _margin)]
+        found += [
+            ("GPU cost per query", "USD", of("cost_usd")),
+            ("margin before idle", "USD", _margin),
+        ]
     return found
 
 

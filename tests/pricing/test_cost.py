@@ -83,6 +83,13 @@ def test_a_gpu_second_that_is_lost_or_found_is_an_error(column: str) -> None:
             price_queries(result, {"thinker": 3.6, "judge": 3.6})
 
 
+def test_charging_for_more_than_a_pool_was_busy_is_an_error() -> None:
+    result = fixtures.result(n=30)
+    result.pools["busy_gpu_seconds"] *= 1 - 1e-6
+    with pytest.raises(ConservationError, match="more than"):
+        price_queries(result, {"thinker": 3.6, "judge": 3.6})
+
+
 def test_work_in_a_pool_that_does_not_exist_is_an_error() -> None:
     result = fixtures.result(n=30)
     moved = result.queries["policy_pool"].astype("U10")

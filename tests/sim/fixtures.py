@@ -127,7 +127,7 @@ def pool_row(
     return {
         "replication": replication, "pool": pool, "role": role, "replicas": replicas, "gpus": 1,
         "device": "h200-sxm-141gb", "span_s": total * 0.8, "busy_s": 0.5 * total * replicas,
-        "total_s": total, "busy_gpu_seconds": 0.5 * total * replicas, "fleet_gpu_seconds": fleet,
+        "total_s": total, "busy_gpu_seconds": work, "fleet_gpu_seconds": fleet,
         "attributed_gpu_seconds": work, "idle_gpu_seconds": fleet - work, "iterations": 1000,
         "regimes": 100, "branch_steps": 500, "num_preemptions": 3, "pages_total": 50_000,
         "pages_mean": 9_000.0, "pages_max": 21_000, "prefix_hit_tokens": 1_000,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from models.latency import StepCost
 from scenarios.schema import Search
-from sim.bound import Demand, binding, bounds, kv_throughput, pool_bound, token_steps, width
+from sim.bound import Demand, binding, bounds, kv_throughput, noted, pool_bound, token_steps, width
 from sim.records import Result
 from tests.sim import fixtures
 
@@ -107,7 +107,7 @@ def sampled(**changes: Any) -> Result:
 @pytest.mark.parametrize(
     ("changes", "constraint", "evidence"),
     [
-        ({}, "none", "50% busy"),
+        ({}, "none", "busy 50%"),
         ({"waiting": 5, "pages_pinned": 48_000}, "kv", "96% pinned"),
         ({"waiting": 5, "running": 256}, "max_num_seqs", "256"),
         ({"waiting": 5}, "compute", "token budget"),
@@ -137,8 +137,20 @@ def test_a_queue_at_the_verifier_blames_the_verifier() -> None:
     assert (found.constraint, found.pool) == ("verifier", "judge")
 
 
-def test_a_pool_that_is_always_busy_without_a_queue_is_limited_by_compute() -> None:
+def test_an_engine_that_is_always_busy_with_a_small_batch_does_not_bind() -> None:
     result = fixtures.result(n=20)
-    result.pools["busy_s"] = result.pools["total_s"] * result.pools["replicas"] * 0.95
+    result.pools["busy_s"] = result.pools["total_s"] * result.pools["replicas"] * 0.99
     found = binding(result, fixtures.loaded().scenario)
-    assert (found.constraint, found.pool) == ("compute", "thinker")
+    assert found.constraint == "none"
+    assert "20 of 256 sequences" in str(found)
+
+
+def test_a_full_batch_or_a_load_near_the_bound_is_limited_by_compute_without_a_queue() -> None:
+    full = sampled(running=250)
+    full.pools["busy_s"] = full.pools["total_s"] * full.pools["replicas"] * 0.95
+    spec = fixtures.loaded().scenario
+    assert binding(full, spec).constraint == "compute"
+    slow = StepCost.linear(0.010, per_decode=0.02)
+    near = noted(fixtures.result(n=60), spec, {"thinker": slow})
+    assert near.meta["bounds"][0]["compute"] > 0.9 * 2
+    assert (binding(near, spec).constraint, binding(near, spec).pool) == ("compute", "thinker")
