@@ -137,6 +137,7 @@ class Batch:
         self.phases = [0] * settings.block_size  # decoders by phase
         self.common = 0.0  # seconds of common cost per decoder so far
         self.active_searches = 0
+        self.waiting_branches = 0
         self.ready = False  # somebody who waits might be admitted now
         self.started: list[Branch] = []  # whose first token came with the last tick
         self.marked: list[Branch] = []  # whose marked token came with the last tick
@@ -146,7 +147,8 @@ class Batch:
         self.num_preemptions = 0
         self.regimes = 0
         self.boundaries = 0
-        self.branch_steps = 0
+        self.branch_steps = 0  # decoding branches that came to their end
+        self.prefills = 0  # prefill-only branches that did
         self.computed_tokens = 0  # by prefill
         self.hit_tokens = 0  # prompt tokens found in the prefix cache
         self._finish: list[tuple[int, int, Branch]] = []
@@ -158,7 +160,7 @@ class Batch:
         self._chunk = 0  # of the partial prefill, in each tick of the stretch
         self._boundary = False
         self._late: list[tuple[Branch, bool]] = []  # complete with this tick; (branch, is pinned)
-        self._filled: list[Branch] = []  # prefill-only branches complete with this tick
+        self._filled: list[tuple[Branch, bool]] = []  # prefill-only ones; (branch, holds its path)
         self._merging: set[KvNode] = (
             set()
         )  # parents whose last token's logits are there in this tick
@@ -207,6 +209,7 @@ class Batch:
 
     def _wait(self, branch: Branch) -> None:
         query = branch.query
+        self.waiting_branches += 1
         heapq.heappush(query.waiting, (branch.number, branch))
         if not query.queued:
             query.queued = True
@@ -242,6 +245,8 @@ class Batch:
                     self._leave(branch)
                 elif branch.state == FILLING:
                     self._unfill(branch)
+                else:
+                    self.waiting_branches -= 1
                 branch.state = GONE
                 child.branch = None
         for child in doomed:
@@ -255,7 +260,7 @@ class Batch:
                 self.active_searches -= 1
             if node.parent is not None:
                 tree.tidy_prefixes(node.parent)
-            query.nodes = []
+            tree.dismantle(query)
             self.charge(query)
             self.charged_s += query.gpu_s
 
@@ -626,7 +631,7 @@ class Batch:
             if branch.fresh and branch.parent is not None:
                 self._merging.add(branch.parent)
         else:
-            self._filled.append(branch)
+            self._filled.append((branch, True))
 
     def _admit(
         self, budget: int, chunks: list[tuple[Query, int, int]], copied: list[tuple[Query, int]]
@@ -691,6 +696,10 @@ class Batch:
                     self.fill = Fill(branch, missing, compute - chunk, context + brought)
                     return False
                 self._complete_prefill(branch, copied)
+                if not branch.ticks and places > 0 and budget > 1:
+                    more, spent = self._admit_given(branch, places, budget, chunks)
+                    places -= more
+                    budget -= spent
             else:
                 tree.take(need)
                 self._copy_tail(branch, copied)
@@ -700,6 +709,7 @@ class Batch:
         """Take `branch`, the head of waiting, out of the queue; its query is active from now on."""
         query = branch.query
         heapq.heappop(query.waiting)
+        self.waiting_branches -= 1
         if not query.active:
             query.active = True
             self.activated.append(query)
@@ -768,11 +778,53 @@ class Batch:
             if context < 0:
                 context = _context(up) if self.naive else 0
             heapq.heappop(waiting)
+            self.waiting_branches -= 1
             self._admit_leaf(branch, need, context, copied)
             admitted += 1
         if admitted:
             self._walk(up, admitted)
         return admitted
+
+    def _admit_given(
+        self, first: Branch, places: int, budget: int, chunks: list[tuple[Query, int, int]]
+    ) -> tuple[int, int]:
+        """Admit siblings of `first`, to be scored whole in this tick; return how many, and tokens.
+
+        The path that they share is pinned by `first` until the tick is over.
+        """
+        tree = self.tree
+        query = first.query
+        waiting = query.waiting
+        up = first.node.up
+        if up is None:
+            return 0, 0
+        context = _context(up)
+        admitted = spent = 0
+        while waiting and admitted < places:
+            branch = waiting[0][1]
+            node = branch.node
+            if branch.state != WAITING or branch.ticks or node.up is not up:
+                break
+            if node.resident or node.fills or node.decoders or not node.want:
+                break
+            compute = node.want + 1
+            if compute > budget - spent:
+                break
+            need = tree.pages_of(node, node.want)
+            if need > tree.free + tree.cached:
+                break
+            heapq.heappop(waiting)
+            self.waiting_branches -= 1
+            tree.take(need)
+            node.resident = node.want
+            node.pages = need
+            node.fills = 1
+            chunks.append((query, compute, context))
+            branch.state = FILLING
+            self._filled.append((branch, False))
+            admitted += 1
+            spent += compute
+        return admitted, spent
 
     # -- letting time pass --------------------------------------------------------------------------
 
@@ -825,35 +877,56 @@ class Batch:
 
     def _finish_boundary(self) -> list[Branch]:
         """Let branches whose path became complete with this tick decode, or finish."""
-        for branch, pinned in self._late:
-            node = branch.node
-            self.charge(branch.query)
-            context = self._walk(node.up, 1)
-            if not pinned or not node.fills:
-                self.tree.cached -= node.pages
-            written = branch.written + 1
-            node.resident = node.tail + written
-            node.decoders = 1
-            if pinned:
-                self._unpin(node)
-            self._start_reading(branch, context)
-            if branch.first_tick < 0:
-                branch.first_tick = self.tick
-                self.started.append(branch)
-            self._join(branch, written, self.tick)
-        self._late.clear()
-        self._merging.clear()
+        self._join_late()
         finished = self._finished()
         if self._filled:
-            for branch in self._filled:
-                self._unpin(branch.node)
+            tree = self.tree
+            for branch, pinned in self._filled:
+                node = branch.node
+                if pinned:
+                    self._unpin(node)
+                else:
+                    node.fills -= 1
+                    if not node.fills and not node.decoders:
+                        tree.unpinned(node)
                 branch.state = DONE
-                branch.node.branch = None
-            finished.extend(self._filled)
+                node.branch = None
+                finished.append(branch)
             finished.sort(key=_by_number)
+            self.prefills += len(self._filled)
             self._filled.clear()
             self.ready = True
         return finished
+
+    def _join_late(self) -> None:
+        late = self._late
+        tick = self.tick
+        i = 0
+        while i < len(late):
+            query = late[i][0].query
+            up = late[i][0].node.up
+            j = i + 1
+            while j < len(late) and late[j][0].node.up is up and late[j][0].query is query:
+                j += 1
+            self.charge(query)
+            context = self._walk(up, j - i)
+            for branch, pinned in late[i:j]:
+                node = branch.node
+                if not pinned:
+                    self.tree.cached -= node.pages
+                written = branch.written + 1
+                node.resident = node.tail + written
+                node.decoders = 1
+                if pinned:
+                    self._unpin(node)
+                self._start_reading(branch, context)
+                if branch.first_tick < 0:
+                    branch.first_tick = tick
+                    self.started.append(branch)
+                self._join(branch, written, tick)
+            i = j
+        late.clear()
+        self._merging.clear()
 
     def _finished(self) -> list[Branch]:
         tick = self.tick
@@ -885,12 +958,9 @@ class Batch:
         """Ticks so far."""
         return self.tick
 
-    def waiting(self) -> tuple[int, int]:
-        """Return how many branches wait, and how many queries have not been admitted yet."""
-        branches = 0
-        for _, query in (*self._active, *self._new):
-            branches += sum(branch.state == WAITING for _, branch in query.waiting)
-        return branches, sum(any(b.state == WAITING for _, b in q.waiting) for _, q in self._new)
+    def waiting_queries(self) -> int:
+        """Return how many queries wait for their first admission."""
+        return sum(not query.gone for _, query in self._new)
 
     def remaining(self, branch: Branch) -> int:
         """Return the tokens that `branch` still has to decode."""

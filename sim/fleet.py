@@ -71,7 +71,6 @@ class Fleet:
             for branch in batch.running.values():
                 written = branch.ticks - batch.remaining(branch)
                 naive += -(-(branch.node.path - branch.ticks - 1 + written) // block)
-            waiting, queries = batch.waiting()
             rows.append(
                 (
                     replication,
@@ -79,14 +78,14 @@ class Fleet:
                     replica.pool,
                     replica.index,
                     batch.decoders + (batch.fill is not None),
-                    waiting,
+                    batch.waiting_branches,
                     count.total,
                     count.pinned,
                     count.cached,
                     naive,
                     batch.active_searches,
-                    queries,
-                )  # fmt: skip
+                    batch.waiting_queries(),
+                )
             )
         return rows
 

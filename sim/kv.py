@@ -286,6 +286,13 @@ class PageTree:
         node.resident = 0
         node.dropped = True
 
+    def dismantle(self, query: Query) -> None:
+        """Let go of a query's nodes, so that they are freed at once and not by the cycle collector."""
+        for node in query.nodes:
+            node.parent = node.up = node.in_place_child = node.branch = None
+            node.children = []
+        query.nodes = []
+
     def unlink(self, node: KvNode) -> None:
         """Take `node` off its parent, so that another child may append in the parent's place."""
         parent = node.parent

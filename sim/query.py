@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from models.session import Session, Work, World
@@ -13,12 +14,31 @@ from sim.replica import Replica
 Prefix = tuple[tuple[Any, int], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a search came to, and what it generated for that."""
+
+    answered: bool
+    cut: bool
+    answer: int | None
+    signal: float
+    correct: bool
+    trajectories: int
+    answer_tokens: int
+    tokens: int
+    expansions: int
+    scores: int
+
+
 class Thinking:
-    """One query on its way: a session, the replica that thinks and the one that judges."""
+    """One query on its way: a session, the replica that thinks and the one that judges.
+
+    When it is over its tree is forgotten (unless `keep`), and `spent` is what remains of it.
+    """
 
     __slots__ = (
         "row", "session", "world", "replica", "judge", "prefix", "arrival_s", "first_token_s",
-        "scheduled_s", "finish_s", "answer_start_s", "verify_s", "root", "judge_root", "growing",
+        "scheduled_s", "finish_s", "answer_start_s", "verify_s", "root", "judge_root", "growing", "keep", "spent", "difficulty",
         "streams", "_scoring_since", "policy_s", "judge_s", "preemptions", "peak_pages",
     )  # fmt: skip
 
@@ -35,6 +55,10 @@ class Thinking:
     ) -> None:
         self.row = row
         self.world = world
+        self.keep = False
+        self.spent: Spent | None = None
+        self.difficulty: float = world.difficulty  # type: ignore[attr-defined]
+        replica.searches += 1
         self.session = Session(search, world, max_tokens)
         self.replica = replica
         self.judge = judge
@@ -61,7 +85,6 @@ class Thinking:
         root = self.world.root
         self.root = self.replica.prompt(root.tokens, self.prefix, self)
         root.kv = self.root
-        self.replica.searches += 1
         self._issue(self.session.start())
 
     # -- what replicas report ------------------------------------------------------------------------
@@ -86,15 +109,17 @@ class Thinking:
 
     def finished(self, branch: Branch) -> None:
         """Hand the end of a branch to the session and what follows to the replicas."""
-        session = self.session
         work: Work = branch.owner[1]
-        if not work.open or session.answer is not None:
+        if not work.open or self.spent is not None:
             return
+        session = self.session
         if branch.ticks:
             self.growing -= 1
             if not self.growing:
                 self._scoring_since = self.replica.env.now
-        self._issue(session.complete(work))
+        works = session.complete(work)
+        if works or session.answer is not None or session.dropped or session.cancelled:
+            self._issue(works)
 
     def _issue(self, works: list[Work]) -> None:
         session = self.session
@@ -187,11 +212,33 @@ class Thinking:
         if self.answer_start_s != self.answer_start_s:
             self.answer_start_s = self.finish_s
 
+        self.spent = self._sum_up()
+        if not self.keep:
+            del self.session, self.world
+
+    def _sum_up(self) -> Spent:
+        session = self.session
+        answer = session.answer
+        known = answer is not None
+        node = answer.node if answer is not None else None
+        return Spent(
+            known,
+            bool(session.cut_reason),
+            answer.answer if answer is not None else None,
+            answer.signal if answer is not None else float("nan"),
+            self.world.is_correct(answer.answer) if answer is not None else False,
+            answer.trajectories if answer is not None else 0,
+            node.answer_tokens if node is not None else 0,
+            session.tokens,
+            session.expansions,
+            session.scores,
+        )
+
     def _leave(self) -> None:
         assert self.root is not None
         self.replica.batch.drop(self.root)
 
-    def settle(self) -> None:
+    def settle(self) -> Spent:
         """Fetch what it has been charged, at the end of its life or of the simulation."""
         if self.root is not None:
             query = self.root.query
@@ -206,3 +253,4 @@ class Thinking:
             if not query.gone:
                 self.judge.batch.charge(query)
             self.judge_s = query.gpu_s
+        return self.spent if self.spent is not None else self._sum_up()

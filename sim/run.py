@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
@@ -150,6 +151,24 @@ def replicate(
 ) -> Result:
     """Simulate one replication."""
     began = time.perf_counter()
+    thresholds = gc.get_threshold()
+    gc.set_threshold(
+        100_000, 50, 100
+    )  # a search's tree is taken apart when it ends: little is cyclic
+    try:
+        result = _replicate(resolved, replication, calibrators, progress)
+    finally:
+        gc.set_threshold(*thresholds)
+    result.meta["simulate_s"] = time.perf_counter() - began
+    return result
+
+
+def _replicate(
+    resolved: Resolved,
+    replication: int,
+    calibrators: Calibrators,
+    progress: Callable[[float], None] | None,
+) -> Result:
     scenario = resolved.scenario
     demand = queries(scenario, replication, resolved.trace)
     env = simpy.Environment()
@@ -185,7 +204,6 @@ def replicate(
         recorder.pools.append(_pool_row(pool, replicas, replication, end, total_s, thinking))
     tables = recorder.tables()
     meta = {
-        "simulate_s": time.perf_counter() - began,
         "branch_steps": sum(replica.batch.branch_steps for replica in fleet.policy),
         "provenance": demand.provenance,
     }
@@ -294,28 +312,23 @@ def _record_queries(
             add((*head, status, tokens, 0, 0, 0, 0, 0, nan, nan, nan, nan, 0.0, False, nan, nan,
                  False, nan, 0, 0, 0.0, 0.0, 0.0, pool, -1))  # fmt: skip
             continue
-        query.settle()
-        answer = query.session.answer
+        spent = query.settle()
         signal = confidence = nan
-        correct = accepted = False
-        status, shown, trajectories = "unfinished", 0, 0
-        if answer is not None and query.finish_s == query.finish_s:
-            status = "cut" if query.session.cut_reason else "answered"
-            correct = query.world.is_correct(answer.answer)
-            trajectories = answer.trajectories
-            shown = answer.node.answer_tokens if answer.node is not None else 0
-            if answer.answer is not None and answer.signal == answer.signal:
-                signal = answer.signal
+        accepted = False
+        status = "unfinished"
+        if spent.answered and query.finish_s == query.finish_s:
+            status = "cut" if spent.cut else "answered"
+            if spent.answer is not None and spent.signal == spent.signal:
+                signal = spent.signal
                 confidence = calibrators[item, tier].confidence(signal)
                 promised = promises[tier]
                 accepted = promised is None or confidence >= promised
         policy_s = query.policy_s * gpus
         judge_s = query.judge_s * judge_gpus
-        session = query.session
-        add((*head, status, tokens, session.tokens, shown, trajectories, session.expansions,
-             session.scores, query.scheduled_s, query.first_token_s, query.answer_start_s,
-             query.finish_s, query.verify_s, correct, signal, confidence, accepted,
-             query.world.difficulty, query.preemptions, query.peak_pages,
+        add((*head, status, tokens, spent.tokens, spent.answer_tokens, spent.trajectories,
+             spent.expansions, spent.scores, query.scheduled_s, query.first_token_s,
+             query.answer_start_s, query.finish_s, query.verify_s, spent.correct, signal,
+             confidence, accepted, query.difficulty, query.preemptions, query.peak_pages,
              policy_s + judge_s, policy_s, judge_s, pool, query.replica.index))  # fmt: skip
 
 
@@ -337,7 +350,7 @@ def _pool_row(
     fleet_s = total_s * len(replicas) * gpus
     branch_steps = sum(batch.branch_steps for batch in batches)
     if not policy:
-        branch_steps = sum(query.session.scores for query in thinking if query is not None)
+        branch_steps = sum(batch.prefills for batch in batches)
     return (
         replication, pool.name, pool.pool.role, len(replicas), gpus, pool.device.name, end, busy_s,
         total_s, busy_s * gpus, fleet_s, attributed, fleet_s - attributed,
