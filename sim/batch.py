@@ -191,6 +191,27 @@ class Batch:
             branch.mark = mark
         return branch
 
+    def branches(self, parent: KvNode, children: Sequence[tuple[int, Any, int]]) -> list[Branch]:
+        """Submit one branch for each `(ticks, owner, mark)`, all below `parent`; see `branch`."""
+        tree = self.tree
+        query = parent.query
+        waiting = query.waiting
+        submitted = []
+        number = self._numbers
+        for ticks, owner, mark in children:
+            node = tree.child(parent, ticks)
+            branch = Branch(query, number, node, ticks, owner)
+            node.branch = branch
+            heapq.heappush(waiting, (number, branch))
+            number += 1
+            if 1 < mark < ticks:
+                branch.mark = mark
+            submitted.append(branch)
+        self._numbers = number
+        self.waiting_branches += len(submitted)
+        self._enqueue(query)
+        return submitted
+
     def given(self, parent: KvNode, tokens: int) -> KvNode:
         """Create a child whose tokens are known (a verifier's copy of a step)."""
         return self.tree.given(parent, tokens)
@@ -211,6 +232,9 @@ class Batch:
         query = branch.query
         self.waiting_branches += 1
         heapq.heappush(query.waiting, (branch.number, branch))
+        self._enqueue(query)
+
+    def _enqueue(self, query: Query) -> None:
         if not query.queued:
             query.queued = True
             heapq.heappush(self._active if query.active else self._new, (query.number, query))
@@ -249,20 +273,23 @@ class Batch:
                     self.waiting_branches -= 1
                 branch.state = GONE
                 child.branch = None
-        for child in doomed:
-            if not child.dropped:
-                tree.forget(child)
-        tree.unlink(node)
         self.ready = True
-        if node is query.root:
-            query.gone = True
-            if query.active:
-                self.active_searches -= 1
-            if node.parent is not None:
-                tree.tidy_prefixes(node.parent)
-            tree.dismantle(query)
-            self.charge(query)
-            self.charged_s += query.gpu_s
+        if node is not query.root:
+            for child in doomed:
+                if not child.dropped:
+                    tree.forget(child)
+            tree.unlink(node)
+            return
+        query.gone = True
+        if query.active:
+            self.active_searches -= 1
+        above = node.parent
+        tree.unlink(node)
+        tree.forget_query(query)
+        if above is not None:
+            tree.tidy_prefixes(above)
+        self.charge(query)
+        self.charged_s += query.gpu_s
 
     # -- charging -----------------------------------------------------------------------------------
 
@@ -518,13 +545,12 @@ class Batch:
         Raises nothing; a fork's copied tail counts with the first token.
         """
         node = branch.node
-        if branch.fresh:
-            held = node.want  # a recomputed tail is there by then
-            own = node.tail + 1
-        else:
-            held = node.want
-            own = held + 1
-        return self.tree.pages_of(node, own) - self.tree.pages_of(node, held)
+        p = self.block_size
+        if not branch.fresh:
+            return 0 if (node.offset + node.want) % p else 1
+        if not node.tail:
+            return 0 if node.offset else 1
+        return node.tail // p + 1 - -(-node.want // p)
 
     def _prefix_s(self) -> float:
         """Return the seconds a tick spends on reading prefixes that queries share."""

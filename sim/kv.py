@@ -286,11 +286,21 @@ class PageTree:
         node.resident = 0
         node.dropped = True
 
-    def dismantle(self, query: Query) -> None:
-        """Let go of a query's nodes, so that they are freed at once and not by the cycle collector."""
+    def forget_query(self, query: Query) -> None:
+        """Free all pages of a query that has nothing running, and take its tree apart.
+
+        Without cycles its nodes are freed at once, not by the cycle collector.
+        """
+        pages = 0
         for node in query.nodes:
+            pages += node.pages
+            node.pages = 0
+            node.dropped = True
             node.parent = node.up = node.in_place_child = node.branch = None
             node.children = []
+        self.cached -= pages
+        self.free += pages
+        query.pages = 0
         query.nodes = []
 
     def unlink(self, node: KvNode) -> None:

@@ -149,12 +149,23 @@ class Thinking:
     # -- what happens at the replicas' next boundary -----------------------------------------------
 
     def _grow(self, works: list[Work]) -> None:
-        submit = self.replica.batch.branch
-        for work in works:
-            if work.open:
-                node = work.node
-                mark = node.tokens - node.answer_tokens + 1 if self.streams else 0
-                branch = submit(node.parent.kv, node.tokens, (self, work), mark)  # type: ignore[union-attr]
+        submit = self.replica.batch.branches
+        streams = self.streams
+        i, n = 0, len(works)
+        while i < n:
+            parent = works[i].node.parent
+            nodes: list[Node] = []
+            children: list[tuple[int, tuple[Thinking, Work], int]] = []
+            while i < n and works[i].node.parent is parent:
+                work = works[i]
+                i += 1
+                if work.open:
+                    node = work.node
+                    nodes.append(node)
+                    mark = node.tokens - node.answer_tokens + 1 if streams else 0
+                    children.append((node.tokens, (self, work), mark))
+            assert parent is not None
+            for node, branch in zip(nodes, submit(parent.kv, children), strict=True):
                 node.kv = branch.node
 
     def _score(self, works: list[Work]) -> None:
