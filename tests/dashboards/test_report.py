@@ -88,7 +88,12 @@ def test_figures_are_not_cut_off_at_100_columns_even_with_long_names_and_large_s
         table[column] = np.where(values == "thinker", "t" * 64, values)
     for column in ("gpu_seconds", "policy_gpu_seconds", "verifier_gpu_seconds"):
         result.queries[column] *= 1e6
-    for column in ("fleet_gpu_seconds", "attributed_gpu_seconds", "idle_gpu_seconds"):
+    for column in (
+        "fleet_gpu_seconds",
+        "attributed_gpu_seconds",
+        "idle_gpu_seconds",
+        "busy_gpu_seconds",
+    ):
         result.pools[column] *= 1e6
     shown = text(result, fixtures.loaded(long))
     assert max(len(line) for line in shown.splitlines()) <= 100
