@@ -169,7 +169,8 @@ def _search(path: Keys, tier: dict[str, Any], verifier: bool) -> Iterator[Findin
 def _price(path: Keys, tier: dict[str, Any]) -> Iterator[Finding]:
     price = _mapping(tier, "price")
     targets = _mapping(tier, "slo")
-    if "late_credit" in price and not any(str(name).startswith("e2e_") for name in targets):
+    credited = price.get("late_credit", 0) not in (0, "0%")
+    if credited and not any(str(name).startswith("e2e_") for name in targets):
         where = (*path, "price", "late_credit")
         yield where, "late_credit needs an end-to-end target", "add slo: {e2e_p95: 60s}"
     charges = ("per_mtok_in", "per_mtok_out", "per_query", "per_trajectory", "per_answer")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
 from importlib.metadata import version
@@ -201,7 +201,7 @@ def _replicate(
         (resolved.policy, fleet.policy),
         *(((resolved.judge, fleet.judges),) if resolved.judge is not None else ()),
     ):
-        recorder.pools.append(_pool_row(pool, replicas, replication, end, total_s, thinking))
+        recorder.pools.append(_pool_row(pool, replicas, replication, end - horizon.warmup_s, total_s, thinking))
     tables = recorder.tables()
     meta = {
         "branch_steps": sum(replica.batch.branch_steps for replica in fleet.policy),
@@ -216,7 +216,7 @@ def _arrivals(
     demand: Queries,
     fleet: Fleet,
     thinking: list[Thinking | None],
-) -> Iterator[Any]:
+) -> Generator[simpy.Event, Any, Any]:
     decide = controller(resolved.scenario.controller.kind)
     plans = resolved.plans
     classes = resolved.classes
@@ -274,7 +274,7 @@ def _chain(pieces: Any, tokens: int, block: int) -> tuple[tuple[Any, int], ...]:
 
 def _timeline(
     env: simpy.Environment, fleet: Fleet, recorder: Recorder, replication: int, every_s: float
-) -> Iterator[Any]:
+) -> Generator[simpy.Event, Any, Any]:
     for _ in range(_SAMPLES):
         yield env.timeout(every_s)
         recorder.timeline.extend(fleet.timeline(replication))
@@ -336,7 +336,7 @@ def _pool_row(
     pool: ResolvedPool,
     replicas: list[Replica],
     replication: int,
-    end: float,
+    span_s: float,
     total_s: float,
     thinking: list[Thinking | None],
 ) -> tuple[Any, ...]:
@@ -352,7 +352,7 @@ def _pool_row(
     if not policy:
         branch_steps = sum(batch.prefills for batch in batches)
     return (
-        replication, pool.name, pool.pool.role, len(replicas), gpus, pool.device.name, end, busy_s,
+        replication, pool.name, pool.pool.role, len(replicas), gpus, pool.device.name, span_s, busy_s,
         total_s, busy_s * gpus, fleet_s, attributed, fleet_s - attributed,
         sum(batch.iterations for batch in batches), sum(batch.regimes for batch in batches),
         branch_steps, sum(batch.num_preemptions for batch in batches),
