@@ -535,6 +535,19 @@ class Batch(Ledger):
         """Return how many queries wait for their first admission."""
         return sum(not query.gone for _, query in self._new)
 
+    def pages_naive(self) -> int:
+        """Return the pages that what runs now would hold if branches shared nothing."""
+        pages = 0
+        for branch in self.running.values():
+            written = branch.ticks - self.remaining(branch)
+            pages += -(-(branch.node.path - branch.ticks - 1 + written) // self.block_size)
+        for branch, _ in (*self._late, *self._filled):
+            tokens = branch.node.path - 1 - max(0, branch.ticks - branch.written - 1)
+            pages += -(-tokens // self.block_size)
+        if self.fill is not None:
+            pages += -(-self.fill.context // self.block_size)
+        return pages
+
     def remaining(self, branch: Branch) -> int:
         """Return the tokens that `branch` still has to decode."""
         ran = self.tick - branch.joined if branch.state == DECODING else 0

@@ -66,11 +66,6 @@ class Fleet:
         for replica in (*self.policy, *self.judges):
             batch = replica.batch
             count = batch.tree.count()
-            block = batch.block_size
-            naive = 0
-            for branch in batch.running.values():
-                written = branch.ticks - batch.remaining(branch)
-                naive += -(-(branch.node.path - branch.ticks - 1 + written) // block)
             rows.append(
                 (
                     replication,
@@ -82,7 +77,7 @@ class Fleet:
                     count.total,
                     count.pinned,
                     count.cached,
-                    naive,
+                    batch.pages_naive(),
                     batch.active_searches,
                     batch.waiting_queries(),
                 )

@@ -13,7 +13,7 @@ from typing import Any
 import simpy
 
 from sim.batch import Batch, Stretch
-from sim.kv import KvNode
+from sim.kv import DoesNotFitError, KvNode
 
 
 class Replica:
@@ -89,7 +89,10 @@ class Replica:
 
     def _go(self) -> None:
         batch = self.batch
-        stretch = self._stretch = batch.begin()
+        try:
+            stretch = self._stretch = batch.begin()
+        except DoesNotFitError as error:
+            raise DoesNotFitError(str(error), self.pool) from None
         for query in batch.activated:
             query.owner.scheduled(self)
         if stretch is not None:

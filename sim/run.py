@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -20,6 +21,7 @@ from models.keyed import root_key
 from models.rollout import rollout
 from models.tree import Tree
 from scenarios.errors import UserError
+from sim.bound import noted
 from sim.fleet import Fleet
 from sim.kv import DoesNotFitError
 from sim.query import Thinking
@@ -89,7 +91,8 @@ def run(
         "simulate_s": sum(result.meta["simulate_s"] for result in results),
         "provenance": results[0].meta["provenance"],
     }
-    return merge(results, meta)
+    costs = {pool.name: pool.cost for pool in resolved.pools}
+    return noted(merge(results, meta), resolved.scenario, costs)
 
 
 # -- confidence -------------------------------------------------------------------------------------
@@ -192,16 +195,17 @@ def _replicate(
             if progress is not None:
                 progress(0.9 + 0.1 * step / _SLICES)
     except DoesNotFitError as error:
-        raise UserError(
-            f"{resolved.loaded.where(['fleet', resolved.policy.name])}: {error}"
-        ) from None
+        message, pool = error.args
+        raise UserError(f"{resolved.loaded.where(['fleet', pool])}: {message}") from None
     total_s = float(env.now)
     _record_queries(recorder, resolved, replication, demand, thinking, calibrators, end)
     for pool, replicas in (
         (resolved.policy, fleet.policy),
         *(((resolved.judge, fleet.judges),) if resolved.judge is not None else ()),
     ):
-        recorder.pools.append(_pool_row(pool, replicas, replication, end - horizon.warmup_s, total_s, thinking))
+        recorder.pools.append(
+            _pool_row(pool, replicas, replication, end - horizon.warmup_s, total_s, thinking)
+        )
     tables = recorder.tables()
     meta = {
         "branch_steps": sum(replica.batch.branch_steps for replica in fleet.policy),
@@ -313,21 +317,21 @@ def _record_queries(
                  False, nan, 0, 0, 0.0, 0.0, 0.0, pool, -1))  # fmt: skip
             continue
         spent = query.settle()
-        signal = confidence = nan
+        raw = confidence = nan
         accepted = False
         status = "unfinished"
         if spent.answered and query.finish_s == query.finish_s:
             status = "cut" if spent.cut else "answered"
             if spent.answer is not None and spent.signal == spent.signal:
-                signal = spent.signal
-                confidence = calibrators[item, tier].confidence(signal)
+                raw = spent.signal
+                confidence = calibrators[item, tier].confidence(raw)
                 promised = promises[tier]
                 accepted = promised is None or confidence >= promised
         policy_s = query.policy_s * gpus
         judge_s = query.judge_s * judge_gpus
         add((*head, status, tokens, spent.tokens, spent.answer_tokens, spent.trajectories,
              spent.expansions, spent.scores, query.scheduled_s, query.first_token_s,
-             query.answer_start_s, query.finish_s, query.verify_s, spent.correct, signal,
+             query.answer_start_s, query.finish_s, query.verify_s, spent.correct, raw,
              confidence, accepted, query.difficulty, query.preemptions, query.peak_pages,
              policy_s + judge_s, policy_s, judge_s, pool, query.replica.index))  # fmt: skip
 
@@ -369,12 +373,24 @@ def _pool_row(
 _shared: dict[str, Any] = {}  # in a worker: what its initialiser was given
 
 
+class _StoppedError(RuntimeError):
+    """Another replication failed, or the user wants no more."""
+
+
 def _begin_worker(resolved: Resolved, shares: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches everybody; the parent decides
     _shared["resolved"] = resolved
     _shared["shares"] = shares
 
 
+def _go_on() -> None:
+    shares = _shared["shares"]
+    if shares[len(shares) - 1]:
+        raise _StoppedError
+
+
 def _calibrate_in_worker(pair: tuple[int, int]) -> Calibrator:
+    _go_on()
     return calibrate(_shared["resolved"], *pair)
 
 
@@ -383,6 +399,7 @@ def _replicate_in_worker(number: int, calibrators: Calibrators) -> Result:
 
     def progress(share: float) -> None:
         shares[number] = share
+        _go_on()
 
     return replicate(_shared["resolved"], number, calibrators, progress)
 
@@ -391,7 +408,7 @@ def _in_parallel(resolved: Resolved, workers: int, report: Progress) -> list[Res
     count = resolved.scenario.replications
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
-    shares = context.Array("d", count, lock=False)
+    shares = context.Array("d", count + 1, lock=False)  # the last one tells the workers to stop
     pool = ProcessPoolExecutor(workers, context, _begin_worker, (resolved, shares))
     try:
         report(0.0, "calibrating confidence")
@@ -409,5 +426,8 @@ def _in_parallel(resolved: Resolved, workers: int, report: Progress) -> list[Res
             share = sum(1.0 if f.done() else shares[i] for i, f in enumerate(futures)) / count
             report(share, f"{finished} of {count} replications done")
         return [future.result() for future in futures]
+    except BaseException:
+        shares[count] = 1.0
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
