@@ -88,7 +88,7 @@ def beam(tree: Tree, width: int, expand: int, max_steps: int) -> Search:
             kept = _best([*finished, *fresh], width)
             finished = [node for node in kept if node.done]
             growing = [node for node in kept if not node.done]
-            drop = _drop_all_but(growing, [*live, *fresh])
+            drop = _drop_all_but(growing, fresh)
             live, fresh, n = growing, (), expand
             if not live:
                 break

@@ -202,6 +202,54 @@ def test_a_second_cut_ends_the_search_at_once(
     assert session.answer is not None
 
 
+@by_case
+@given(key=KEYS, order=KEYS, point=st.integers(0, 60))
+def test_an_ample_grace_always_brings_an_answer(
+    case: Case, key: int, order: int, point: int
+) -> None:
+    world = ToyWorld(key, answers=4)
+    session = Session(start(case, world), world)
+    play(session, in_random_order(order), lambda done: ("deadline", 99) if done == point else None)
+    assert session.answer is not None
+    assert session.answer.answer is not None
+
+
+@by_case
+@given(key=KEYS, budget=st.integers(40, 120))
+def test_a_budget_whose_reserve_holds_a_trajectory_always_brings_an_answer(
+    case: Case, key: int, budget: int
+) -> None:
+    world = ToyWorld(key, depth=1, answers=4)
+    session = Session(start(case, world), world, budget)
+    play(session)
+    assert session.answer is not None
+    assert session.answer.answer is not None
+
+
+def test_a_beam_cut_before_its_scores_answers_with_a_child_that_is_finished() -> None:
+    world = ToyWorld(5, depth=1, answers=4)
+    session = Session(start(("beam", {"width": 2, "expand": 2, "max_steps": 5}), world), world)
+    play(session, cut=lambda done: ("deadline", 0) if done == 4 else None)
+    assert session.answer is not None
+    assert session.answer.answer is not None
+    assert (session.answer.signal, session.scores) == (0.5, 0)
+
+
+@given(key=KEYS, steps=st.integers(1, 4))
+def test_the_grace_goes_to_the_beam_with_the_highest_score(key: int, steps: int) -> None:
+    world = ToyWorld(key, depth=30, early=False)
+    search = start(("beam", {"width": 3, "expand": 2, "max_steps": 30}), world)
+    session = Session(search, world)
+    todo = session.start()
+    while max(node.depth for node in world.grown) <= steps:
+        todo += session.complete(todo.pop(0))
+    live = {work.node.parent for work in todo}
+    (last,) = session.cut("deadline", 1)
+    assert last.node.parent in live
+    assert len(live) == 3
+    assert last.node.parent.score == max(node.score for node in live if node is not None)
+
+
 def test_the_grace_turns_a_beam_that_would_answer_nothing_into_an_answer() -> None:
     case = ("beam", {"width": 2, "expand": 2, "max_steps": 20})
 

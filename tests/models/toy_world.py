@@ -14,12 +14,15 @@ from models.tree import Node, Search, Tree, Until
 class ToyWorld:
     """Trajectories of at most `depth` steps of 1 to 7 tokens, few answers, coarse scores (ties).
 
+    Without `early` every trajectory has `depth` steps.
+
     `hidden` is (steps begun, tokens left of the step that was truncated).
     """
 
-    def __init__(self, key: int, depth: int = 4, answers: int = 5) -> None:
+    def __init__(self, key: int, depth: int = 4, answers: int = 5, early: bool = True) -> None:
         self.depth = depth
         self.answers = answers
+        self.early = early
         self.root = Node(None, 0, 0, 10, 10, key=mix(key), hidden=(0, 0))
         self.grown: list[Node] = []
 
@@ -42,7 +45,7 @@ class ToyWorld:
             left -= taken
             if left:
                 break
-            done = level == self.depth or mix(key ^ 2) % 3 == 0
+            done = level == self.depth or (self.early and mix(key ^ 2) % 3 == 0)
             if done or until == "step" or tokens == room:
                 break
         answer = mix(key ^ 3) % self.answers if done else None
