@@ -364,10 +364,10 @@ def _next(
     grid = Grid.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
-    if run_dir is not None:
-        path = shlex.quote(os.fspath(run_dir))
-        grid.add_row("Run", Text(words.name(os.fspath(run_dir), 4096)))
-        grid.add_row("Again", Text(words.name(f"treeline show {path}", 4096)))
     again = command or f"treeline run {shlex.quote(loaded.name)}"
+    if run_dir is not None:
+        path, program = shlex.quote(os.fspath(run_dir)), again.partition(" run ")[0]
+        grid.add_row("Run", Text(words.name(os.fspath(run_dir), 4096)))
+        grid.add_row("Again", Text(words.name(f"{program} show {path}", 4096)))
     grid.add_row("Next", Text(words.name(next_command(again, loaded.scenario, tiers, found), 4096)))
     return Padding(grid, (1, 0, 0, 0))

@@ -10,6 +10,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     StringConstraints,
     WithJsonSchema,
 )
@@ -42,6 +43,11 @@ def _unit(quantity: units.Quantity) -> BeforeValidator:
     return _reader(lambda value: units.parse(value, quantity))
 
 
+def _shown(quantity: units.Quantity) -> PlainSerializer:
+    """As JSON, with its unit again, so that a resolved scenario is one that loads."""
+    return PlainSerializer(lambda value: units.show(value, quantity), when_used="json")
+
+
 def _text(*examples: str, number: bool = False) -> WithJsonSchema:
     kind = ["string", "number"] if number else "string"
     return WithJsonSchema({"type": kind, "examples": list(examples)})
@@ -54,10 +60,10 @@ def _tokens(value: object) -> int:
     return int(count)
 
 
-Seconds = Annotated[float, _unit("time"), _text("800ms", "60s", "5min", "2h")]
-PerSecond = Annotated[float, _unit("rate"), _text("12/s", "3/min")]
-Usd = Annotated[float, _unit("money"), _text("0.02 USD")]
-UsdPerHour = Annotated[float, _unit("money_rate"), _text("3.50 USD/h")]
+Seconds = Annotated[float, _unit("time"), _shown("time"), _text("800ms", "60s", "5min", "2h")]
+PerSecond = Annotated[float, _unit("rate"), _shown("rate"), _text("12/s", "3/min")]
+Usd = Annotated[float, _unit("money"), _shown("money"), _text("0.02 USD")]
+UsdPerHour = Annotated[float, _unit("money_rate"), _shown("money_rate"), _text("3.50 USD/h")]
 Share = Annotated[float, _unit("share"), _text("30%", number=True)]
 Multiple = Annotated[float, _reader(units.multiple), _text("100%", "2.0", number=True)]
 Tokens = Annotated[float, _unit("tokens"), _text("4000 tokens", number=True)]

@@ -1,0 +1,119 @@
+# One word each: run, test, lint, dash, bench, gpu. Needs make (3.81 or later), pip (22.3 or later) and a Python 3.11 to 3.13.
+# Everything goes into .venv; nothing is installed again until pyproject.toml or constraints.txt change, so a second run works offline.
+.DEFAULT_GOAL := help
+.PHONY: help run test lint dash bench gpu readme clean FORCE
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMPS := $(VENV)/stamps
+PAGE := $(if $(wildcard dashboards/app.py),$(STAMPS)/dashboard)
+
+# An environment whose Python no longer starts, or that belongs to another clone, is made again.
+ORIGIN := import importlib.util as u; s = u.find_spec("treeline"); print(s.origin if s else "")
+HOME_OF = $(shell $(PY) -I -c '$(ORIGIN)' 2>/dev/null)
+STALE := $(if $(wildcard $(STAMPS)/core),$(if $(filter-out $(HOME_OF),$(CURDIR)/treeline.py),FORCE))
+
+help:
+	@echo "make run     plan the first scenario: the report of scenarios/quickstart.yaml"
+	@echo "make test    run all tests"
+	@echo "make lint    ruff (rules and format) and mypy"
+	@echo "make dash    open the page on the runs in runs/ (needs a browser)"
+	@echo "make bench   how fast the simulator is, beside raw SimPy on the same machine"
+	@echo "make gpu     what needs an NVIDIA GPU"
+	@echo "make readme  put the report that \`make run\` prints into README.md"
+	@echo "make clean   remove what was built; runs/ and $(VENV) stay"
+	@echo
+	@echo "Another interpreter: make run PYTHON=/path/to/python3.12"
+
+run: $(STAMPS)/core
+	@$(VENV)/bin/treeline run scenarios/quickstart.yaml --out runs/quickstart --force
+
+test: $(STAMPS)/test $(PAGE)
+	@$(PY) -m pytest
+
+lint: $(STAMPS)/test
+	@echo "==> ruff check"; $(PY) -m ruff check .
+	@echo "==> ruff format --check"; $(PY) -m ruff format --check .
+	@echo "==> mypy"; $(PY) -m mypy
+
+dash: $(STAMPS)/dashboard
+	@$(VENV)/bin/treeline dash
+
+bench: $(STAMPS)/core
+	@$(PY) tests/bench.py
+
+gpu:
+	@echo "make gpu will hold: the kernels against their float64 reference, the profiler, and the replay that validates the simulator."
+	@if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then \
+	  echo "A GPU is here, but this version measures nothing on it yet: step costs are a labelled roofline." >&2; \
+	else \
+	  echo "No NVIDIA GPU answers here (nvidia-smi -L), and this version measures nothing on one yet." >&2; \
+	fi; exit 4
+
+readme: $(STAMPS)/core
+	@mkdir -p build
+	@COLUMNS=100 $(VENV)/bin/treeline run scenarios/quickstart.yaml --out runs/quickstart --force --quiet > build/quickstart.txt
+	@awk 'FNR == NR { report = report $$0 "\n"; next } \
+	  /^<!-- report: end/ { printf "```text\n%s```\n", report; inside = 0 } \
+	  !inside { print } \
+	  /^<!-- report: begin/ { inside = 1; seen = 1 } \
+	  END { exit !seen }' build/quickstart.txt README.md > build/README.md
+	@cp build/README.md README.md
+	@echo "README.md holds the report of scenarios/quickstart.yaml as of now."
+
+clean:
+	rm -rf build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	@echo "$(VENV) and runs/ stay; remove them by hand if you mean it."
+
+# The first interpreter that really starts (version managers leave shims that do not) and is 3.11 to 3.13.
+FITS := import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+CANDIDATES := $(PYTHON) python3.12 python3.13 python3.11 python3 python
+define make_venv
+if ! $(PY) -c '$(FITS)' >/dev/null 2>&1; then \
+  if [ -e $(VENV) ] && [ ! -d $(STAMPS) ]; then \
+    echo "$(VENV) exists, was not made here, and its Python is not 3.11 to 3.13: move it away, or use make VENV=.venv-treeline" >&2; exit 1; \
+  fi; \
+  python=; for candidate in $(CANDIDATES); do \
+    if "$$candidate" -c '$(FITS)' >/dev/null 2>&1; then python=$$candidate; break; fi; \
+  done; \
+  if [ -z "$$python" ]; then \
+    echo "Treeline needs a Python 3.11, 3.12 or 3.13 that starts; tried: $(CANDIDATES). Name one: make PYTHON=/path/to/python3.12" >&2; exit 1; \
+  fi; \
+  echo "==> $(VENV): a new environment of $$("$$python" -c 'import sys; print(sys.executable, sys.version.split()[0])')"; \
+  "$$python" -m venv --clear --without-pip $(VENV); \
+fi
+endef
+
+# Any pip that can install into another environment will do; the environment needs none of its own.
+define find_pip
+pip=; base=$$($(PY) -c 'import sys; print(sys._base_executable)'); \
+for candidate in "$$base -m pip" pip3 pip "python3 -m pip"; do \
+  if $$candidate --python $(PY) --version >/dev/null 2>&1; then pip="$$candidate --python $(PY)"; break; fi; \
+done; \
+if [ -z "$$pip" ] && $(PY) -m ensurepip >/dev/null 2>&1; then pip="$(PY) -m pip"; fi; \
+if [ -z "$$pip" ]; then \
+  echo "No pip 22.3 or later was found. Debian, Ubuntu: apt-get install python3-pip. Elsewhere: python3 -m ensurepip --upgrade" >&2; exit 1; \
+fi; \
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_USER=0
+endef
+
+# Stamps are written last: an interrupted install starts again where it was.
+$(STAMPS)/core: pyproject.toml constraints.txt $(STALE)
+	@set -e; $(make_venv); mkdir -p $(STAMPS); rm -f $@; $(find_pip); \
+	echo "==> $(VENV): Treeline and what it needs (about half a gigabyte, once)"; \
+	$$pip install -c constraints.txt hatchling; \
+	$$pip install -c constraints.txt --no-build-isolation -e .; \
+	touch $@
+
+$(STAMPS)/test: $(STAMPS)/core
+	@set -e; $(find_pip); \
+	echo "==> $(VENV): the test tools (once)"; \
+	$$pip install -c constraints.txt --no-build-isolation -e '.[test]'; \
+	touch $@
+
+$(STAMPS)/dashboard: $(STAMPS)/core
+	@set -e; $(find_pip); \
+	echo "==> $(VENV): the page (streamlit, altair; once)"; \
+	$$pip install -c constraints.txt --no-build-isolation -e '.[dashboard]'; \
+	touch $@

@@ -1,0 +1,108 @@
+"""The terminal's edge: results to stdout, progress to stderr, and nothing from outside that could steer it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from scenarios.errors import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.console import Console
+
+WIDTH = 100  # columns of what goes to a file or a pipe
+Tell: TypeAlias = Callable[[float, str], None]
+
+
+def stdout() -> Console:
+    """A console for results: as wide as the terminal, `WIDTH` columns elsewhere."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH
+    return Console(width=width, highlight=False, emoji=False, markup=False)
+
+
+@contextmanager
+def progress(what: str, *, quiet: bool) -> Iterator[Tell | None]:
+    """A bar on stderr that is gone when the work is done; one line where stderr is no terminal.
+
+    Yields the function to tell the finished share in [0, 1] and a word on it; None for silence.
+    """
+    what = plain(what)
+    if quiet:
+        yield None
+    elif not sys.stderr.isatty():
+        print(f"simulating {what}", file=sys.stderr, flush=True)
+        yield None
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(what, total=1.0)
+            yield lambda share, text: bar.update(
+                task, completed=share, description=f"{what}: {plain(text)}"
+            )
+
+
+def plain(text: str) -> str:
+    """One line of text from a user or a file, with every control character made visible."""
+    return printable(text).replace("\n", "\\n")
+
+
+def quoted(text: str) -> str:
+    """A word of a command that can be pasted into a shell."""
+    return shlex.quote(plain(text))
+
+
+def program() -> str:
+    """How this program was called, so that the commands it prints can be pasted."""
+    import shutil
+
+    called = Path(sys.argv[0])
+    if called.suffix == ".py":
+        return f"{quoted(_short(Path(sys.executable)))} {quoted(_short(called))}"
+    found = shutil.which(called.name)
+    if found is not None and Path(found).resolve() == called.resolve():
+        return quoted(called.name)
+    return quoted(_short(called))
+
+
+def _short(path: Path) -> str:
+    """The shorter of the path from here and the absolute one; links are not followed."""
+    try:
+        relative = os.path.relpath(path)
+    except ValueError:  # another drive
+        return str(path)
+    return min(relative, str(path.absolute()), key=len)
+
+
+def near(asked: str, names: Iterable[str]) -> str:
+    """A sentence that offers the nearest of the names; empty when none is near."""
+    from difflib import get_close_matches
+
+    folded = {name.casefold(): name for name in names}
+    close = get_close_matches(asked.casefold(), folded, n=1)
+    return f" Did you mean {folded[close[0]]!r}?" if close else ""
+
+
+def as_json(document: Any) -> str:
+    """A JSON document, indented; NaN and infinity, which JSON does not have, become null."""
+    return json.dumps(_finite(document), indent=2, allow_nan=False, ensure_ascii=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,412 @@
+"""The command line: each command answers one question, and imports what it needs only when it is asked."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from scenarios.loader import Loaded
+    from sim.jobs import Job
+    from sim.records import Result
+
+HERE: Final = Path(__file__).resolve().parent
+# The rooms have plain names: whatever else is called models/ where we are started, ours comes first.
+sys.path[:] = [str(HERE), *(entry for entry in sys.path if entry != str(HERE))]
+
+USAGE, MISSED, MISSING = 2, 3, 4  # exit codes; 0 is fine, 1 our fault, 130 interrupted
+REPORT, SUMMARY = "report.txt", "summary.json"
+# extra -> the modules it brings, and the names of the packages to install
+EXTRAS: Final[Mapping[str, tuple[tuple[str, ...], str]]] = MappingProxyType(
+    {
+        "dashboard": (("streamlit", "altair"), "streamlit altair"),
+        "gpu": (("cupy", "pynvml"), "cupy-cuda13x torch nvidia-ml-py"),
+        "torch": (("torch",), "torch"),
+        "cluster": (("dask", "distributed"), "dask distributed"),
+    }
+)
+
+app = typer.Typer(
+    name="treeline",
+    help="Plan capacity for models that think: latency tiers, KV memory, the price of confidence.",
+    epilog="Exit codes: 0 fine, 1 our fault, 2 scenario or usage error, 3 an SLO missed "
+    "(--fail-on-slo), 4 an extra or a GPU is missing, 130 interrupted.",
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Files = Annotated[list[str], typer.Argument(help="Scenario files.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a value by its path; repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+
+
+def main() -> None:
+    """Entry point of the `treeline` command; exits with a code of the table above."""
+    from dashboards.terminal import program
+
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a narrow encoding is no reason to fail
+    app(prog_name=program())
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command whose foreseeable errors end in a message and an exit code."""
+
+    @functools.wraps(function)
+    def guarded(**given: Any) -> None:
+        from scenarios.errors import UserError
+
+        try:
+            function(**given)
+        except UserError as error:
+            _refuse(error, as_json=given["as_json"])
+        except ModuleNotFoundError as error:
+            root = (error.name or "").partition(".")[0]
+            for extra, (modules, packages) in EXTRAS.items():
+                if root in modules:
+                    typer.echo(f"{root} is not installed. {_install(extra, packages)}", err=True)
+                    raise typer.Exit(MISSING) from None
+            raise
+
+    return app.command()(guarded)
+
+
+@app.callback(invoke_without_command=True)
+def _treeline(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from sim.store import versions
+
+        typer.echo(f"treeline {versions()['treeline']}")
+
+
+@command
+def run(
+    files: Files,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Run directory; else runs/NAME, the next free one."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Other queries of the same kind.")
+    ] = None,
+    set_: Set = None,
+    replications: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="More of them narrow the intervals.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Processes; all cores by default.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    force: Force = False,
+    as_json: Json = False,
+    fail_on_slo: Annotated[
+        bool, typer.Option("--fail-on-slo", help="Exit code 3 when a tier misses a target.")
+    ] = False,
+) -> None:
+    """Simulate scenarios: who is served how fast, how right, at what cost.
+
+    A scenario that extends another also runs that one, on the same queries, and shows the
+    difference.
+
+    \b
+    Example: treeline run scenarios/quickstart.yaml
+             treeline run scenarios/quickstart.yaml --set workload.arrivals.rate=6/s --out runs/six
+    """
+    from dashboards.terminal import as_json as to_json
+    from dashboards.terminal import progress
+    from sim.jobs import jobs, simulate
+
+    given = (("seed", seed), ("replications", replications))
+    options = [*(set_ or ()), *(f"{key}={value}" for key, value in given if value is not None)]
+    planned = jobs([_load(file, options) for file in files], out, force=force)
+    watch = functools.partial(progress, quiet=quiet)
+    bases: dict[str, Result] = {}
+    documents, missed = [], False
+    for job in planned:
+        result, base = simulate(job, bases, watch, workers)
+        document = _report(job, result, base, options, force=force, silent=as_json)
+        documents.append(document)
+        missed |= not document["verdict"]["holds"]
+    if as_json:
+        typer.echo(to_json({"runs": documents}))
+    if missed and fail_on_slo:
+        raise typer.Exit(MISSED)
+
+
+@command
+def check(
+    files: Files,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="Print the scenario with every default.")
+    ] = False,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Check scenarios without running them, and say how big a run would be.
+
+    \b
+    Example: treeline check scenarios/quickstart.yaml --resolved
+    """
+    from dataclasses import asdict
+
+    import yaml
+
+    from dashboards.terminal import as_json as to_json
+    from dashboards.terminal import plain
+    from scenarios.units import show
+    from sim.run import estimate, resolve
+
+    documents = []
+    for file in files:
+        loaded = _load(file, set_ or ())
+        cells = max(1, len(loaded.sweep_cells()))
+        size = estimate(resolve(loaded))
+        full = loaded.scenario.model_dump(mode="json", by_alias=True, exclude_none=True)
+        documents.append(
+            {"file": file, "scenario": loaded.scenario.name, "cells": cells}
+            | {"estimate": asdict(size)}
+            | ({"resolved": full} if resolved else {})
+        )
+        if resolved and not as_json:
+            typer.echo(yaml.safe_dump(full, sort_keys=False, allow_unicode=True), nl=False)
+        elif not as_json:
+            each = f" in each of {cells} cells" if cells > 1 else ""
+            typer.echo(
+                f"{plain(file)}: fine. About {size.queries:,.0f} queries that grow "
+                f"{size.branch_steps:,.0f} branches, "
+                f"{show(float(f'{size.memory_bytes:.2g}'), 'bytes')} of memory, in each of "
+                f"{size.replications} replications{each}."
+            )
+    if as_json:
+        typer.echo(to_json({"scenarios": documents}))
+
+
+@command
+def new(
+    file: Annotated[str, typer.Argument(help="Where to write it.")],
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write a first scenario, commented, ready to run and to change.
+
+    \b
+    Example: treeline new first.yaml
+    """
+    from dashboards.terminal import as_json as to_json
+    from dashboards.terminal import plain, program, quoted
+    from scenarios.errors import UserError
+
+    text = (HERE / "scenarios" / "first.yaml").read_text(encoding="utf-8")
+    try:
+        with Path(file).open("w" if force else "x", encoding="utf-8", newline="\n") as stream:
+            stream.write(text.replace("FILE", quoted(file)))
+    except FileExistsError:
+        raise UserError(
+            f"{plain(file)} exists already. Name another, or replace it with --force."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{plain(file)} cannot be written: {error}. Name another file.") from None
+    if as_json:
+        typer.echo(to_json({"written": file}))
+    else:
+        typer.echo(f"Wrote {plain(file)}. Run it: {program()} run {quoted(file)}")
+
+
+@command
+def explain(
+    term: Annotated[list[str] | None, typer.Argument(help="A term; none lists them all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a term means: one sentence, its formula, its source.
+
+    \b
+    Example: treeline explain goodput
+             treeline explain late credit
+    """
+    from dataclasses import asdict
+
+    from dashboards.glossary import find, table, terms
+    from dashboards.terminal import as_json as to_json
+    from dashboards.terminal import stdout
+
+    found = terms() if not term else (find(" ".join(term)),)
+    if as_json:
+        documents = [asdict(entry) for entry in found]
+        typer.echo(to_json(documents[0] if term else {"terms": documents}))
+    elif not term:
+        stdout().print(table(found))
+    else:
+        typer.echo(f"{found[0].name}: {found[0].sentence}")
+        for key in ("formula", "unit", "source"):
+            if value := getattr(found[0], key):
+                typer.echo(f"  {key:9}{value}")
+
+
+@command
+def show(
+    directory: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
+    as_json: Json = False,
+) -> None:
+    """Show the report of a run again, or its figures as JSON.
+
+    \b
+    Example: treeline show runs/quickstart
+    """
+    from scenarios.errors import UserError, printable
+    from sim.store import load
+
+    load(directory)
+    place = Path(directory) / (SUMMARY if as_json else REPORT)
+    try:
+        text = place.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{place} cannot be read: {error}. Make the run again.") from None
+    typer.echo(printable(text), nl=False)
+
+
+@command
+def dash(
+    runs: Annotated[str, typer.Argument(help="The folder of run directories.")] = "runs",
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, metavar="N", help="Port on this machine.")
+    ] = 8501,
+    as_json: Json = False,
+) -> None:
+    """Open the page on a folder of runs, in the browser; needs the extra `dashboard`.
+
+    \b
+    Example: treeline dash runs
+    """
+    import subprocess
+    from importlib.util import find_spec
+
+    from dashboards.terminal import as_json as to_json
+
+    for module in EXTRAS["dashboard"][0]:
+        if find_spec(module) is None:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+    if as_json:
+        typer.echo(to_json({"url": f"http://localhost:{port}", "runs": runs}))
+    page = str(HERE / "dashboards" / "app.py")
+    options = (f"--server.port={port}", "--browser.gatherUsageStats=false")
+    streamlit = [sys.executable, "-m", "streamlit", "run", page, *options, "--", runs]
+    done = subprocess.run(streamlit, check=False, stdout=sys.stderr)  # noqa: S603
+    raise typer.Exit(1 if done.returncode else 0)
+
+
+@command
+def catalog(
+    kind: Annotated[
+        str | None, typer.Argument(help="devices, models, presets or algorithms; all by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List what scenarios can name: devices, models, presets and algorithms, with their sources.
+
+    \b
+    Example: treeline catalog devices
+    """
+    from dashboards import catalog as catalogues
+    from dashboards.terminal import as_json as to_json
+    from dashboards.terminal import near, plain, stdout
+    from scenarios.errors import UserError
+
+    kinds = catalogues.KINDS
+    if kind is not None and kind not in kinds:
+        known = f"{near(kind, kinds)} There are {', '.join(kinds)}."
+        raise UserError(f"There is no catalogue of {plain(kind)!r}.{known}")
+    chosen = kinds if kind is None else (kind,)
+    if as_json:
+        typer.echo(to_json({name: catalogues.data(name) for name in chosen}))
+        return
+    console = stdout()
+    for name in chosen:
+        console.print(catalogues.table(name))
+
+
+def _load(file: str, overrides: Any) -> Loaded:
+    """Load a scenario; one that ships with Treeline is found from any folder."""
+    from scenarios.loader import load
+
+    shipped = HERE / "scenarios" / Path(file).name
+    ours = Path(file).parent in (Path("scenarios"), Path()) and shipped.is_file()
+    return load(shipped if ours and not Path(file).exists() else file, overrides)
+
+
+def _report(
+    job: Job, result: Result, base: Result | None, options: list[str], *, force: bool, silent: bool
+) -> dict[str, Any]:
+    """Price, compare, save and print one run; returns its summary. Raises UserError when unwritable."""
+    from dashboards.report import report, summary, to_text
+    from dashboards.terminal import as_json, program, quoted, stdout
+    from pricing.contract import price
+    from sim.compare import compare
+    from sim.store import save
+
+    loaded = job.loaded
+    priced = price(_timeless(result), loaded.scenario)
+    comparison = None
+    if base is not None and loaded.base is not None:
+        comparison = compare(price(base, loaded.base.scenario).result, priced.result)
+    known = (priced.result, loaded, priced, comparison)
+    document = summary(*known, run_dir=job.place)
+    asked = Path(loaded.name)
+    file = asked.relative_to(HERE) if asked.is_relative_to(HERE) else asked  # found from anywhere
+    words = ["run", quoted(str(file)), *(f"--set {quoted(text)}" for text in options)]
+    texts = {
+        REPORT: to_text(*known, command=" ".join(["treeline", *words])),
+        SUMMARY: as_json(summary(*known)) + "\n",
+    }
+    save(priced.result, loaded, job.place, force=force, reports=texts)
+    if not silent:
+        stdout().print(report(*known, job.place, " ".join([program(), *words])))
+    return document
+
+
+def _timeless(result: Result) -> Result:
+    """Leave out what differs from run to run, so that the same seed gives the same bytes."""
+    from dataclasses import replace
+
+    kept = {k: v for k, v in result.meta.items() if k not in ("wall_s", "workers", "simulate_s")}
+    return replace(result, meta=kept)
+
+
+def _refuse(error: Exception, *, as_json: bool) -> NoReturn:
+    """End with the message on stderr, and where JSON was asked for with a document on stdout too."""
+    from dashboards.terminal import as_json as to_json
+    from scenarios.errors import ScenarioError
+
+    typer.echo(str(error), err=True)
+    if as_json:
+        problems = error.problems if isinstance(error, ScenarioError) else ()
+        listed = [{"where": str(p.where), "message": p.message, "hint": p.hint} for p in problems]
+        typer.echo(to_json({"error": str(error), "problems": listed}))
+    raise typer.Exit(USAGE) from None
+
+
+def _install(extra: str, packages: str) -> str:
+    """The command that installs an extra here."""
+    from dashboards.terminal import quoted
+
+    if extra == "dashboard" and (HERE / "Makefile").is_file():
+        return f"Install it and open the page: make -C {quoted(str(HERE))} dash"
+    return f"Install it: pip --python {quoted(sys.executable)} install {packages}"
+
+
+if __name__ == "__main__":
+    main()
