@@ -207,6 +207,43 @@ def test_a_barrier_whose_last_work_is_cancelled_comes_with_what_was_complete() -
     assert session.answer is NOTHING
 
 
+def test_drop_cancels_a_score_in_flight_of_a_node_without_children() -> None:
+    world = Line()
+
+    def search() -> Search:
+        a, b = (yield [Expand((world.root,), 2)]).nodes
+        yield [Score((a,)), Expand((b,), 1), Expand((b,), 1)]
+        yield [Drop((a,))]
+        return NOTHING
+
+    session = Session(search(), world)
+    first, second = session.start()
+    session.complete(first)
+    score, grow, rest = session.complete(second)
+    session.complete(grow)
+    assert session.cancelled == [score]
+    assert rest.open
+    session.complete(rest)
+    assert session.scores == 0
+
+
+def test_a_cut_leaves_no_more_grace_than_there_is_budget() -> None:
+    world = Line(10)
+    graces: list[int] = []
+
+    def search() -> Search:
+        try:
+            yield [Expand((world.root,), 2)]
+        except Cut as cut:
+            graces.append(cut.grace)
+        return NOTHING
+
+    session = Session(search(), world, max_tokens=50)
+    session.start()
+    session.cut("deadline", 1_000)
+    assert graces == [30]
+
+
 def test_work_that_is_issued_and_cancelled_in_one_breath_is_never_seen() -> None:
     world = Line()
 
