@@ -20,7 +20,7 @@ help:
 	@echo "make dash    open the page on the runs in runs/ (needs a browser)"
 	@echo "make bench   how fast the simulator is, beside raw SimPy on the same machine"
 	@echo "make gpu     what needs an NVIDIA GPU"
-	@echo "make readme  put the report that \`make run\` prints into README.md"
+	@echo "make readme  put the report of \`make run\`, and the tree, into README.md"
 	@echo "make clean   remove what was built; runs/ and $(VENV) stay"
 	@echo
 	@echo "Another interpreter: make run PYTHON=/path/to/python3.12"
@@ -53,12 +53,7 @@ gpu:
 readme: $(STAMPS)/core
 	@mkdir -p build
 	@COLUMNS=100 $(VENV)/bin/treeline run scenarios/quickstart.yaml --out runs/quickstart --force --quiet > build/quickstart.txt
-	@awk 'FNR == NR { report = report $$0 "\n"; next } \
-	  /^<!-- report: end/ { printf "```text\n%s```\n", report; inside = 0 } \
-	  !inside { print } \
-	  /^<!-- report: begin/ { inside = 1; seen = 1 } \
-	  END { exit !seen }' build/quickstart.txt README.md > build/README.md
-	@cp build/README.md README.md
+	@$(PY) tests/readme.py build/quickstart.txt
 	@echo "README.md holds the report of scenarios/quickstart.yaml as of now."
 
 clean:

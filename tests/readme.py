@@ -1,0 +1,62 @@
+"""Fills what the README quotes: the tree, a line a file, and the report of the first scenario: `make readme`."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+ROOMS = ("scenarios", "hw", "models", "sim", "pricing", "dashboards")
+DATA = (".yaml", ".json", ".cu", ".parquet")
+
+
+def first_line(path: Path) -> str:
+    """The idea of a file: the first line of its docstring or comment; empty where it has none."""
+    if path.suffix not in {".py", ".yaml"}:
+        return ""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".yaml":
+        return text.partition("\n")[0].removeprefix("#").strip() if text.startswith("#") else ""
+    return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+
+
+def tree() -> str:
+    """Every file of the rooms with its first line, and a line for each folder of tests."""
+    lines = []
+    for room in ROOMS:
+        lines.append(f"{room + '/':26}{first_line(ROOT / room / '__init__.py')}".rstrip())
+        files = sorted(p for p in (ROOT / room).rglob("*") if p.suffix in {".py", *DATA})
+        for path in files:
+            if path.name != "__init__.py":
+                name = path.relative_to(ROOT / room).as_posix()
+                lines.append(f"  {name:24}{first_line(path)}".rstrip())
+    lines.append(f"{'treeline.py':26}{first_line(ROOT / 'treeline.py')}")
+    lines.append(f"{'tests/':26}{first_line(ROOT / 'tests' / '__init__.py')}")
+    return "\n".join(lines)
+
+
+def filled(readme: str, section: str, text: str) -> str:
+    """The README with one marked section replaced; raises ValueError where its marks are missing."""
+    pattern = re.compile(rf"(<!-- {section}: begin[^\n]*-->\n).*?(<!-- {section}: end -->)", re.S)
+    block = f"```text\n{text.rstrip()}\n```\n"
+    new, count = pattern.subn(lambda found: found[1] + block + found[2], readme)
+    if count != 1:
+        raise ValueError(f"README.md has {count} sections {section!r}, not one")
+    return new
+
+
+def main() -> None:
+    """Fill the tree, and the report from the file that is named."""
+    readme = filled(README.read_text(encoding="utf-8"), "tree", tree())
+    if len(sys.argv) > 1:
+        report = Path(sys.argv[1]).read_text(encoding="utf-8")
+        lines = "\n".join(line.rstrip() for line in report.splitlines())
+        readme = filled(readme, "report", lines)
+    README.write_text(readme, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
