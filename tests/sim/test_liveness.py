@@ -112,3 +112,12 @@ def test_a_branch_longer_than_the_pool_is_an_error_and_not_a_hang() -> None:
         house.ask(world, "beam", width=2, expand=2)
     with pytest.raises(DoesNotFitError, match="shorten the prompt"):
         house.env.run()
+
+
+def test_searches_finish_just_the_same_after_ten_years_on_the_clock() -> None:
+    # floats are 6e-8 s apart there: an end computed twice need not be the same number
+    house = House(Settings(1_000), Settings(1_000))
+    for number, world in enumerate(questions(SMALL, 7, 20)):
+        house.ask(world, "beam", at_s=3e8 + 0.0123 * number, width=2, expand=2)
+    house.env.run()
+    all_answered_and_nothing_left(house, 20)
