@@ -96,13 +96,5 @@ def near(asked: str, names: Iterable[str]) -> str:
 
 
 def as_json(document: Any) -> str:
-    """A JSON document, indented; NaN and infinity, which JSON does not have, become null."""
-    return json.dumps(_finite(document), indent=2, allow_nan=False, ensure_ascii=True)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if abs(value) < float("inf") else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+    """A JSON document, indented; raises ValueError for NaN and infinity, which JSON does not have."""
+    return json.dumps(document, indent=2, allow_nan=False)

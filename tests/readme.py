@@ -14,13 +14,18 @@ DATA = (".yaml", ".json", ".cu", ".parquet")
 
 
 def first_line(path: Path) -> str:
-    """The idea of a file: the first line of its docstring or comment; empty where it has none."""
+    """The idea of a file in a sentence: its docstring's, its comment's, or a scenario's question."""
     if path.suffix not in {".py", ".yaml"}:
         return ""
     text = path.read_text(encoding="utf-8")
-    if path.suffix == ".yaml":
-        return text.partition("\n")[0].removeprefix("#").strip() if text.startswith("#") else ""
-    return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+    if path.suffix == ".py":
+        text = ast.get_docstring(ast.parse(text)) or ""
+    elif asked := re.search(r"^question: (.+)$", text, re.M):
+        return asked[1]
+    else:
+        text = re.sub(r"^#\s*", "", text, flags=re.M)
+    paragraph = " ".join(text.partition("\n\n")[0].split())
+    return re.split(r"(?<=[.?!]) ", paragraph, maxsplit=1)[0]
 
 
 def tree() -> str:
