@@ -119,6 +119,14 @@ def waiting(batch: Batch) -> int:
     return sum(query.queued and not query.active for _, query in batch._new)
 
 
+def what_it_dropped_is_gone(query: Thinking) -> None:
+    """A subtree that the search gave up holds nothing once its replica has come to a boundary."""
+    assert query.judge is not None
+    for node in query.session._gone:
+        for kv, replica in ((node.kv, query.replica), (node.verifier_kv, query.judge)):
+            assert kv is None or kv.dropped or replica._pending
+
+
 def watch(house: House) -> list[Books]:
     """Step the clock to the end of everything, and check every law at every event."""
     books = [Books(replica) for replica in house.replicas]
@@ -137,6 +145,9 @@ def watch(house: House) -> list[Books]:
         entering = sum(q.root is None for q in queries)
         inside = thinker.batch.active_searches + waiting(thinker.batch)
         assert len(queries) == len(finished) + inside - leaving + entering
+        for q in queries:
+            if q.finish_s != q.finish_s:
+                what_it_dropped_is_gone(q)
         for book in books:
             count = book.tree.count()
             assert min(count.pinned, count.cached, count.free) >= 0

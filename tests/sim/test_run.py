@@ -189,6 +189,11 @@ def test_a_thinking_model_shows_its_first_answer_token_after_its_first_token() -
     assert (gap > 0).all()
     assert gap.mean() > 0.3 * (found["finish_s"] - found["first_token_s"])[over].mean()
     assert (found["first_answer_token_s"] <= found["finish_s"])[over].all()
+    # what follows the first answer token takes its share of the tokens, at a speed that varies little
+    shown = ((found["answer_tokens"] - 1) / (found["output_tokens"] - 1))[over]
+    lasted = (found["finish_s"] - found["first_answer_token_s"])[over]
+    whole = (found["finish_s"] - found["first_token_s"])[over]
+    assert np.median(lasted / whole) == pytest.approx(np.median(shown), rel=0.2)
     thinks = (found["answer_tokens"] < found["output_tokens"])[over]
     assert thinks.all()
 
