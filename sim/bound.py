@@ -13,7 +13,7 @@ from models import controller
 from models.latency import StepCost
 from scenarios.schema import Pool, Scenario, Search
 from sim.estimate import mean
-from sim.metrics import PoolMetrics, answered, pool_table, span_s
+from sim.metrics import PoolMetrics, answered, pool_table, span_s, tier_table
 from sim.records import Result, Table, measured, select, size
 
 _FULL = 0.90  # share of pages pinned from which waiting is blamed on KV memory
@@ -183,7 +183,9 @@ def noted(result: Result, scenario: Scenario, costs: Mapping[str, StepCost]) -> 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """What limits a run: kv, max_num_seqs, max_active_searches, compute, verifier or none.
+    """What limits a run: kv, max_num_seqs, max_active_searches, compute, verifier, step_time or none.
+
+    `step_time`: an objective is missed though nobody waits; decoding itself is too slow for it.
 
     `numbers` is the evidence behind the sentence: shares of samples in [0, 1].
     """
@@ -242,7 +244,23 @@ def _no_queue(
             return Binding("verifier", row.pool, f"{row.pool}: the verifier ({words})", numbers)
         what = f"{row.pool}: compute and bandwidth ({words})"
         return Binding("compute", row.pool, what, numbers)
+    if any(tier.missed for tier in tier_table(result, scenario)):
+        slow = [found for found in evidence if found[1].role == "policy"]
+        _, row, running, _ = slow[0] if slow else (load, row, running, seqs)
+        numbers = {**numbers, "step_s": _step_s(result, row.pool)}
+        what = (
+            f"{row.pool}: step time, not capacity: no lasting queue, but one token takes "
+            f"{1000 * numbers['step_s']:.3g} ms with {running:.0f} sequences in the batch ({words})"
+        )
+        return Binding("step_time", row.pool, what, numbers)
     return Binding("none", "", f"none: no lasting queue; {row.pool} is {words}", numbers)
+
+
+def _step_s(result: Result, pool: str) -> float:
+    """The mean time of one iteration of a pool's engines, in s."""
+    rows = select(result.pools, result.pools["pool"] == pool)
+    iterations = float(rows["iterations"].sum())
+    return float(rows["busy_s"].sum()) / iterations if iterations else 0.0
 
 
 def _queue(result: Result, name: str, pool: Pool) -> tuple[str, dict[str, Any]]:

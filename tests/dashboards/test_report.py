@@ -178,7 +178,7 @@ def test_the_summary_says_what_the_report_says() -> None:
     assert {row["name"] for row in found["verdict"]["missed"]} == {"e2e_p95", "ttft_p95"}
     assert found["money"]["bill"]["total_usd"] == pytest.approx(money.bill.total_usd)
     assert found["comparison"]["base_name"] == "made-up"
-    assert found["binding"]["constraint"] == "none"
+    assert found["binding"]["constraint"] == "step_time"
 
 
 def test_an_empty_run_has_a_report_too() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from models.latency import StepCost
 from scenarios.schema import Search
 from sim.bound import Demand, binding, bounds, kv_throughput, noted, pool_bound, token_steps, width
+from sim.metrics import tier_table
 from sim.records import Result
 from tests.sim import fixtures
 
@@ -107,7 +108,7 @@ def sampled(**changes: Any) -> Result:
 @pytest.mark.parametrize(
     ("changes", "constraint", "evidence"),
     [
-        ({}, "none", "busy 50%"),
+        ({}, "step_time", "busy 50%"),
         ({"waiting": 5, "pages_pinned": 48_000}, "kv", "96% pinned"),
         ({"waiting": 5, "running": 256}, "max_num_seqs", "256"),
         ({"waiting": 5}, "compute", "token budget"),
@@ -141,8 +142,21 @@ def test_an_engine_that_is_always_busy_with_a_small_batch_does_not_bind() -> Non
     result = fixtures.result(n=20)
     result.pools["busy_s"] = result.pools["total_s"] * result.pools["replicas"] * 0.99
     found = binding(result, fixtures.loaded().scenario)
-    assert found.constraint == "none"
+    assert found.constraint == "step_time"
     assert "20 of 256 sequences" in str(found)
+
+
+def test_step_time_binds_only_where_an_objective_is_missed() -> None:
+    result, spec = fixtures.result(n=20), fixtures.loaded().scenario
+    assert any(tier.missed for tier in tier_table(result, spec))
+    late = binding(result, spec)
+    assert late.numbers["step_s"] == pytest.approx(
+        result.pools["busy_s"][0] / result.pools["iterations"][0]
+    )
+    easy = spec.model_copy(
+        update={"tiers": {n: t.model_copy(update={"slo": None}) for n, t in spec.tiers.items()}}
+    )
+    assert binding(result, easy).constraint == "none"
 
 
 def test_a_full_batch_or_a_load_near_the_bound_is_limited_by_compute_without_a_queue() -> None:
