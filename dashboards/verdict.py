@@ -64,7 +64,7 @@ def next_command(
     binds; half as much load again where all hold.
     """
     missed = any(tier.missed for tier in tiers)
-    if missed and found.constraint == "none":
+    if missed and found.constraint in ("none", "step_time"):
         pool = next(name for name, pool in scenario.fleet.items() if pool.role == "policy")
         parallel = 2 * scenario.fleet[pool].tensor_parallel
         return f"{command} --set fleet.{pool}.tensor_parallel={parallel}"

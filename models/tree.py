@@ -27,7 +27,9 @@ class Node:
     tokens: int  # tokens of this node alone; of the prompt: input tokens
     path_tokens: int  # prompt and all steps up to and including this node
     done: bool = False  # the trajectory ends here
-    answer: int | None = None  # label of the final answer when done, None where it was cut or has none
+    answer: int | None = (
+        None  # label of the final answer when done, None where it was cut or has none
+    )
     score: float = float("nan")  # last verifier score in (0, 1); NaN until scored
     answer_tokens: int = 0  # how many of `tokens` are the visible answer at the end
     requested: int = 0  # children requested so far: the next child's ordinal

@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
 from importlib.metadata import version
-from itertools import product
 from typing import Any
 
-import simpy
-
 from models.calibration import Calibrator
-from models.controller import Features, Plan, controller, search_for
-from models.keyed import root_key
-from models.rollout import rollout
-from models.tree import Tree
-from scenarios.errors import UserError
 from sim.bound import noted
-from sim.fleet import Fleet
-from sim.kv import DoesNotFitError
-from sim.query import Thinking
-from sim.records import Recorder, Result, merge
-from sim.replica import Replica
-from sim.resolve import Estimate, Resolved, ResolvedClass, ResolvedPool, estimate, grown, resolve
-from sim.workload import Queries, queries
+from sim.records import Result, merge
+from sim.replication import Calibrators, calibrate, calibrate_all, pairs, replicate
+from sim.resolve import Estimate, Resolved, estimate, resolve
 
 __all__ = ["Estimate", "Resolved", "calibrate", "estimate", "replicate", "resolve", "run"]
 
 Progress = Callable[[float, str], None]
-Calibrators = dict[tuple[int, int], Calibrator]  # by class and tier
-
-_CALIBRATION = 3  # random stream of the rollouts that calibrate confidence
-_CALIBRATION_BRANCHES = 25_000  # branches grown to calibrate one class in one tier
-_SAMPLES = 240  # of the timeline, over arrivals
-_SLICES = 200  # of the horizon, between which progress is reported
-_DRAIN = 1.0  # a run waits this many horizons for queries that arrived in time
 
 
 def run(
@@ -69,7 +49,8 @@ def run(
     workers = min(count, workers or multiprocessing.cpu_count())
     report = progress or (lambda share, text: None)
     if workers == 1:
-        calibrators = _calibrate_all(resolved, report)
+        report(0.0, "calibrating confidence")
+        calibrators = calibrate_all(resolved)
         results = [
             replicate(
                 resolved,
@@ -93,279 +74,6 @@ def run(
     }
     costs = {pool.name: pool.cost for pool in resolved.pools}
     return noted(merge(results, meta), resolved.scenario, costs)
-
-
-# -- confidence -------------------------------------------------------------------------------------
-
-
-def calibrate(resolved: Resolved, class_index: int, tier_index: int) -> Calibrator:
-    """Fit signal -> confidence for one class in one tier, on questions that no run will meet."""
-    item = resolved.classes[class_index]
-    chosen = resolved.plans[tier_index]
-    samples = int(min(2000, max(250, _CALIBRATION_BRANCHES / grown(chosen))))
-    signals, correct = [], []
-    purpose = class_index * 1000 + tier_index
-    for number in range(samples):
-        key = root_key(resolved.scenario.seed, purpose, _CALIBRATION, number)
-        tokens = max(1, round(item.questions.prompt_tokens(0.5)))
-        world = _world(item, key, tokens, -1)
-        outcome = rollout(search_for(chosen, Tree(world.root)), world, chosen.max_tokens)
-        if outcome.answer is not None and outcome.signal == outcome.signal:
-            signals.append(outcome.signal)
-            correct.append(outcome.correct)
-    return Calibrator.fit(signals, correct)
-
-
-def _pairs(resolved: Resolved) -> list[tuple[int, int]]:
-    """Return the (class, tier) pairs that queries can have."""
-    scenario = resolved.scenario
-    return [
-        (c, t)
-        for (c, item), (t, tier) in product(
-            enumerate(scenario.workload.classes.values()), enumerate(scenario.tiers)
-        )
-        if item.tiers is None or item.tiers.get(tier, 0.0) > 0.0
-    ]
-
-
-def _calibrate_all(resolved: Resolved, report: Progress) -> Calibrators:
-    report(0.0, "calibrating confidence")
-    return {pair: calibrate(resolved, *pair) for pair in _pairs(resolved)}
-
-
-def _world(item: ResolvedClass, key: int, tokens: int, given: int) -> Any:
-    return item.questions.world(
-        key,
-        tokens,
-        item.verifier,
-        output_tokens=item.output_tokens,
-        output_tokens_given=given if given > 0 else None,
-    )
-
-
-# -- one replication ----------------------------------------------------------------------------------
-
-
-def replicate(
-    resolved: Resolved,
-    replication: int,
-    calibrators: Calibrators,
-    progress: Callable[[float], None] | None = None,
-) -> Result:
-    """Simulate one replication."""
-    began = time.perf_counter()
-    thresholds = gc.get_threshold()
-    gc.set_threshold(
-        100_000, 50, 100
-    )  # a search's tree is taken apart when it ends: little is cyclic
-    try:
-        result = _replicate(resolved, replication, calibrators, progress)
-    finally:
-        gc.set_threshold(*thresholds)
-    result.meta["simulate_s"] = time.perf_counter() - began
-    return result
-
-
-def _replicate(
-    resolved: Resolved,
-    replication: int,
-    calibrators: Calibrators,
-    progress: Callable[[float], None] | None,
-) -> Result:
-    scenario = resolved.scenario
-    demand = queries(scenario, replication, resolved.trace)
-    env = simpy.Environment()
-    fleet = Fleet(env, resolved.policy, resolved.judge)
-    recorder = Recorder()
-    thinking: list[Thinking | None] = []
-    last = float(demand.arrival_s[-1]) if len(demand) else 0.0
-    horizon = scenario.horizon
-    end = last if horizon.measure_s is None else horizon.warmup_s + horizon.measure_s
-    env.process(_arrivals(env, resolved, demand, fleet, thinking))
-    env.process(_timeline(env, fleet, recorder, replication, end / _SAMPLES))
-    try:
-        for step in range(1, _SLICES + 1):
-            env.run(until=max(end, 1e-9) * step / _SLICES)
-            if progress is not None:
-                progress(0.9 * step / _SLICES)
-        for step in range(1, _SLICES + 1):
-            if all(query is None or query.finish_s == query.finish_s for query in thinking):
-                break
-            env.run(until=end + max(end * _DRAIN, 60.0) * step / _SLICES)
-            if progress is not None:
-                progress(0.9 + 0.1 * step / _SLICES)
-    except DoesNotFitError as error:
-        message, pool = error.args
-        raise UserError(f"{resolved.loaded.where(['fleet', pool])}: {message}") from None
-    total_s = float(env.now)
-    _record_queries(recorder, resolved, replication, demand, thinking, calibrators, end)
-    for pool, replicas in (
-        (resolved.policy, fleet.policy),
-        *(((resolved.judge, fleet.judges),) if resolved.judge is not None else ()),
-    ):
-        recorder.pools.append(
-            _pool_row(pool, replicas, replication, end - horizon.warmup_s, total_s, thinking)
-        )
-    tables = recorder.tables()
-    meta = {
-        "branch_steps": sum(replica.batch.branch_steps for replica in fleet.policy),
-        "provenance": demand.provenance,
-    }
-    return Result(scenario.name, scenario.seed, *tables, meta)
-
-
-def _arrivals(
-    env: simpy.Environment,
-    resolved: Resolved,
-    demand: Queries,
-    fleet: Fleet,
-    thinking: list[Thinking | None],
-) -> Generator[simpy.Event, Any, Any]:
-    decide = controller(resolved.scenario.controller.kind)
-    plans = resolved.plans
-    classes = resolved.classes
-    block = resolved.policy.settings.block_size
-    room = resolved.policy.settings.num_gpu_blocks * block
-    streams = [chosen.algorithm == "direct" for chosen in plans]
-    columns = zip(
-        demand.arrival_s.tolist(),
-        demand.class_index.tolist(),
-        demand.tier_index.tolist(),
-        demand.input_tokens.tolist(),
-        demand.output_tokens_given.tolist(),
-        demand.key.tolist(),
-        strict=True,
-    )
-    for row, (arrival_s, item, tier, tokens, given, key) in enumerate(columns):
-        if arrival_s > env.now:
-            yield env.timeout(arrival_s - env.now)
-        if tokens + 2 > room:  # no engine admits a prompt longer than its memory
-            thinking.append(None)
-            continue
-        tokens = max(1, tokens)
-        world = _world(classes[item], key, tokens, given)
-        chosen: Plan = decide.plan(Features(plans[tier], demand.classes[item], tokens))
-        replica, judge = fleet.place(row, key)
-        prefix = _chain(demand.prefix[row], tokens, block) if demand.prefix is not None else ()
-        query = Thinking(
-            row,
-            search_for(chosen, Tree(world.root)),
-            world,
-            replica,
-            judge,
-            prefix,
-            chosen.max_tokens,
-            streams[tier],
-        )
-        thinking.append(query)
-        replica.do(query.start)
-
-
-def _chain(pieces: Any, tokens: int, block: int) -> tuple[tuple[Any, int], ...]:
-    """Cut a chain of shared pieces to whole pages that leave at least one token of the prompt."""
-    chain = []
-    room = (tokens - 1) // block * block
-    for key, length in pieces:
-        whole = min(length // block * block, room)
-        if not whole:
-            break
-        chain.append(((key, whole), whole))
-        room -= whole
-        if whole < length:
-            break
-    return tuple(chain)
-
-
-def _timeline(
-    env: simpy.Environment, fleet: Fleet, recorder: Recorder, replication: int, every_s: float
-) -> Generator[simpy.Event, Any, Any]:
-    for _ in range(_SAMPLES):
-        yield env.timeout(every_s)
-        recorder.timeline.extend(fleet.timeline(replication))
-
-
-def _record_queries(
-    recorder: Recorder,
-    resolved: Resolved,
-    replication: int,
-    demand: Queries,
-    thinking: list[Thinking | None],
-    calibrators: Calibrators,
-    end: float,
-) -> None:
-    scenario = resolved.scenario
-    warmup_s = scenario.horizon.warmup_s
-    tiers = list(scenario.tiers.values())
-    promises = [t.promise.confidence if t.promise is not None else None for t in tiers]
-    gpus = resolved.policy.cost.gpus
-    judge_gpus = resolved.judge.cost.gpus if resolved.judge is not None else 0
-    pool = resolved.policy.name
-    nan = float("nan")
-    add = recorder.queries.append
-    for row in range(len(demand)):
-        arrival_s = float(demand.arrival_s[row])
-        item, tier = int(demand.class_index[row]), int(demand.tier_index[row])
-        head = (
-            replication, row, warmup_s <= arrival_s <= end, arrival_s,
-            demand.classes[item], demand.tiers[tier],
-        )  # fmt: skip
-        tokens = int(demand.input_tokens[row])
-        query = thinking[row] if row < len(thinking) else None
-        if query is None:
-            status = "refused" if row < len(thinking) else "unfinished"
-            add((*head, status, tokens, 0, 0, 0, 0, 0, nan, nan, nan, nan, 0.0, False, nan, nan,
-                 False, nan, 0, 0, 0.0, 0.0, 0.0, pool, -1))  # fmt: skip
-            continue
-        spent = query.settle()
-        raw = confidence = nan
-        accepted = False
-        status = "unfinished"
-        if spent.answered and query.finish_s == query.finish_s:
-            status = "cut" if spent.cut else "answered"
-            if spent.answer is not None and spent.signal == spent.signal:
-                raw = spent.signal
-                confidence = calibrators[item, tier].confidence(raw)
-                promised = promises[tier]
-                accepted = promised is None or confidence >= promised
-        policy_s = query.policy_s * gpus
-        judge_s = query.judge_s * judge_gpus
-        add((*head, status, tokens, spent.tokens, spent.answer_tokens, spent.trajectories,
-             spent.expansions, spent.scores, query.scheduled_s, query.first_token_s,
-             query.answer_start_s, query.finish_s, query.verify_s, spent.correct, raw,
-             confidence, accepted, query.difficulty, query.preemptions, query.peak_pages,
-             policy_s + judge_s, policy_s, judge_s, pool, query.replica.index))  # fmt: skip
-
-
-def _pool_row(
-    pool: ResolvedPool,
-    replicas: list[Replica],
-    replication: int,
-    span_s: float,
-    total_s: float,
-    thinking: list[Thinking | None],
-) -> tuple[Any, ...]:
-    batches = [replica.batch for replica in replicas]
-    gpus = pool.cost.gpus
-    busy_s = sum(batch.busy_s for batch in batches)
-    policy = pool.pool.role == "policy"
-    attributed = gpus * sum(
-        (query.policy_s if policy else query.judge_s) for query in thinking if query is not None
-    )
-    fleet_s = total_s * len(replicas) * gpus
-    branch_steps = sum(batch.branch_steps for batch in batches)
-    if not policy:
-        branch_steps = sum(batch.prefills for batch in batches)
-    return (
-        replication, pool.name, pool.pool.role, len(replicas), gpus, pool.device.name, span_s, busy_s,
-        total_s, busy_s * gpus, fleet_s, attributed, fleet_s - attributed,
-        sum(batch.iterations for batch in batches), sum(batch.regimes for batch in batches),
-        branch_steps, sum(batch.num_preemptions for batch in batches),
-        pool.settings.num_gpu_blocks,
-        sum(replica.pages_s for replica in replicas) / (total_s * len(replicas)) if total_s else 0.0,
-        max(replica.pages_max for replica in replicas),
-        sum(batch.hit_tokens for batch in batches), sum(batch.computed_tokens for batch in batches),
-        pool.cost.label, pool.cost.source_kind,
-    )  # fmt: skip
 
 
 # -- many replications at once ----------------------------------------------------------------------------
@@ -412,8 +120,8 @@ def _in_parallel(resolved: Resolved, workers: int, report: Progress) -> list[Res
     pool = ProcessPoolExecutor(workers, context, _begin_worker, (resolved, shares))
     try:
         report(0.0, "calibrating confidence")
-        pairs = _pairs(resolved)
-        calibrators = dict(zip(pairs, pool.map(_calibrate_in_worker, pairs), strict=True))
+        wanted = pairs(resolved)
+        calibrators = dict(zip(wanted, pool.map(_calibrate_in_worker, wanted), strict=True))
         futures = [
             pool.submit(_replicate_in_worker, number, calibrators) for number in range(count)
         ]

@@ -57,7 +57,9 @@ def test_what_a_wrong_promise_loses_is_the_gap_between_its_margins(
 
 def test_per_token_per_query_and_per_trajectory() -> None:
     tokens = {"input_tokens": 1_000_000, "output_tokens": 500_000, "trajectories": 4}
-    assert owed(tokens, {"per_mtok_in": "0.60 USD", "per_mtok_out": "2.40 USD"})[0] == pytest.approx(1.8)
+    assert owed(tokens, {"per_mtok_in": "0.60 USD", "per_mtok_out": "2.40 USD"})[
+        0
+    ] == pytest.approx(1.8)
     assert owed(tokens, {"per_query": "0.05 USD"})[0] == 0.05
     assert owed(tokens, {"per_trajectory": "0.01 USD"})[0] == 0.04
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import sim.run
+import sim.replication
 from scenarios.errors import UserError
 from scenarios.loader import loads
 from sim.records import Result, Table
@@ -53,7 +53,7 @@ tiers:
 
 @pytest.fixture(autouse=True)
 def few_calibration_branches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sim.run, "_CALIBRATION_BRANCHES", 1)  # 250 rollouts, the least
+    monkeypatch.setattr(sim.replication, "_CALIBRATION_BRANCHES", 1)  # 250 rollouts, the least
 
 
 def result(text: str, *overrides: str, **options: Any) -> Result:
@@ -80,7 +80,7 @@ def count(found: Result, status: str) -> int:
 @pytest.fixture(scope="module")
 def base() -> Result:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sim.run, "_CALIBRATION_BRANCHES", 1)
+        patch.setattr(sim.replication, "_CALIBRATION_BRANCHES", 1)
         return result(SCENARIO)
 
 
