@@ -29,7 +29,7 @@ run: $(STAMPS)/core
 	@$(VENV)/bin/treeline run scenarios/quickstart.yaml --out runs/quickstart --force
 
 test: $(STAMPS)/test $(PAGE)
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2 --dist loadfile
 
 lint: $(STAMPS)/test
 	@echo "==> ruff check"; $(PY) -m ruff check .
