@@ -94,10 +94,12 @@ def check_fork_and_prune(k: cuda.Kernels, seed: int) -> None:
     assert not host(flags).any()
 
 
-def check_samples(k: cuda.Kernels, rows: int, vocabulary: int, top_p: float, seed: int) -> None:
+def check_samples(
+    k: cuda.Kernels, rows: int, vocabulary: int, top_p: float, seed: int, spread: float = 3.0
+) -> None:
     """The twin's tokens, or at a near tie (of scores, or of mass with top_p) one that is as good."""
     xp, rng = k.xp, np.random.default_rng(seed)
-    logits = (rng.standard_normal((rows, vocabulary)) * 3).astype(np.float32)
+    logits = (rng.standard_normal((rows, vocabulary)) * spread).astype(np.float32)
     given = bf16_bits(logits) if k.shape.logits_bf16 else logits
     logits = bf16_values(given) if k.shape.logits_bf16 else logits
     inverse, share = np.float32(1 / 0.8), float(np.float32(top_p))

@@ -45,7 +45,7 @@ def test_a_kernel_compiles_and_spills_nothing(compiler, name, arch):
     ],
 )
 def test_other_tiles_spill_nothing_either(compiler, shape):
-    for name in ("prefix", "suffix", "sample"):
+    for name in ("prefix", "sample") if shape.logits_bf16 else ("prefix",):
         found = cuda.resources(cuda.compile_cubin(name, "sm_90a", shape))
         assert all(used.stack_bytes == 0 for used in found.values()), (name, found)
 

@@ -34,7 +34,7 @@ def emulated(*args, **settings) -> cuda.Kernels:
 )
 def test_attention_reads_and_writes_where_it_should(page, group, row_tile, key_tile, stages):
     k = emulated(page, group, 2, row_tile=row_tile, key_tile=key_tile, stages=stages)
-    check_attention(k, grow(group, page, branches=7, most=110), seed=group, ctas=64, min_keys=64)
+    check_attention(k, grow(group, page, branches=5, most=90), seed=group, ctas=64, min_keys=64)
 
 
 def test_a_range_of_keys_may_start_in_the_middle_of_a_page_or_hold_none():
@@ -89,6 +89,7 @@ def test_reclaimed_pages_keep_their_order_across_rounds_of_the_scan():
 def test_samples_are_the_twins(top_p, logits_bf16):
     k = emulated(16, 4, 2, logits_bf16=logits_bf16)
     check_samples(k, 5, 1003, top_p, seed=4)
+    check_samples(k, 5, 1003, top_p, seed=4, spread=0.01)
 
 
 def test_arrays_of_another_shape_or_type_are_refused_before_a_kernel_reads_them():

@@ -12,7 +12,7 @@ from hw.kvtree import plan
 from tests.hw.trees import dense, grow
 
 SEEDS = st.integers(0, 2**32 - 1)
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=15, deadline=None)
 
 
 @FEW
