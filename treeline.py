@@ -303,7 +303,11 @@ def dash(
     if as_json:
         typer.echo(to_json({"url": f"http://localhost:{port}", "runs": runs}))
     page = str(HERE / "dashboards" / "app.py")
-    options = (f"--server.port={port}", "--browser.gatherUsageStats=false")
+    options = (
+        f"--server.port={port}",
+        "--server.address=localhost",  # this machine alone
+        "--browser.gatherUsageStats=false",
+    )
     streamlit = [sys.executable, "-m", "streamlit", "run", page, *options, "--", runs]
     done = subprocess.run(streamlit, check=False, stdout=sys.stderr)  # noqa: S603
     raise typer.Exit(1 if done.returncode else 0)

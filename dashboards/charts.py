@@ -177,7 +177,7 @@ def joint(queries: Table, names: Sequence[str], bins: int = 12) -> Chart:
                 scale=alt.Scale(scheme="viridis", domain=[0, 1]),
                 legend=alt.Legend(format="%"),
             ),
-            opacity=alt.Opacity("n:Q", title="queries", scale=alt.Scale(range=[0.35, 1.0])),
+            opacity=alt.Opacity("n:Q", legend=None, scale=alt.Scale(range=[0.35, 1.0])),
             tooltip=["tier:N", "n:Q", alt.Tooltip("accuracy:Q", format=".1%")],
         )
         .properties(
