@@ -18,7 +18,9 @@ from sim.records import Result, Table, measured, select, size
 
 _FULL = 0.90  # share of pages pinned from which waiting is blamed on KV memory
 _BUSY = 0.90  # load from which a pool without a queue still counts as its own limit
-_WAITING = 0.25  # share of samples with a queue from which on it binds: what an M/M/1 at half load shows
+_WAITING = (
+    0.25  # share of samples with a queue from which on it binds: what an M/M/1 at half load shows
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,10 @@ def make(folder: Path, name: str = "first", n: int = 60) -> dict[str, Any]:
     loaded = fixtures.loaded()
     priced = price(fixtures.result(n=n), loaded.scenario)
     found = summary(priced.result, loaded, priced)
-    texts = {"summary.json": json.dumps(found), "report.txt": to_text(priced.result, loaded, priced)}
+    texts = {
+        "summary.json": json.dumps(found),
+        "report.txt": to_text(priced.result, loaded, priced),
+    }
     save(priced.result, loaded, folder / name, reports=texts)
     return found
 
@@ -138,9 +141,7 @@ def test_the_latency_curve_of_a_tier_stops_at_the_share_that_was_answered() -> N
         for row in rows
         if row["tier"] == "fast" and "objective" not in row
     ]
-    assert max(row["share"] for row in points) == pytest.approx(
-        1 - len(half) / len(fast), abs=0.02
-    )
+    assert max(row["share"] for row in points) == pytest.approx(1 - len(half) / len(fast), abs=0.02)
 
 
 def np_where(queries: Any, tier: str) -> Any:
