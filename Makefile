@@ -43,12 +43,13 @@ bench: $(STAMPS)/core
 	@$(PY) tests/bench.py
 
 gpu:
-	@echo "make gpu will hold: the kernels against their float64 reference, the profiler, and the replay that validates the simulator."
 	@if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then \
-	  echo "A GPU is here, but this version measures nothing on it yet: step costs are a labelled roofline." >&2; \
+	  echo "==> the kernels against their float64 reference (the profiler and the replay are not there yet)"; \
+	  PYTHONPATH=. $(or $(PYTHON),python3) -m pytest tests/gpu -m gpu; \
 	else \
-	  echo "No NVIDIA GPU answers here (nvidia-smi -L), and this version measures nothing on one yet." >&2; \
-	fi; exit 4
+	  echo "No NVIDIA GPU answers here (nvidia-smi -L). With one, CuPy (pip install cupy-cuda13x), pytest and" >&2; \
+	  echo "hypothesis in reach of python3, make gpu tests the kernels against their float64 reference." >&2; exit 4; \
+	fi
 
 readme: $(STAMPS)/core
 	@mkdir -p build
