@@ -1,7 +1,7 @@
 # One word each: run, test, lint, dash, bench, gpu. Needs make (3.81 or later), pip (22.3 or later) and a Python 3.11 to 3.13.
 # Everything goes into .venv; nothing is installed again until pyproject.toml or constraints.txt change, so a second run works offline.
 .DEFAULT_GOAL := help
-.PHONY: help run test lint dash bench gpu readme clean FORCE
+.PHONY: help run test slow lint dash bench gpu readme clean FORCE
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -15,7 +15,8 @@ STALE := $(if $(wildcard $(STAMPS)/core),$(if $(filter-out $(HOME_OF),$(CURDIR)/
 
 help:
 	@echo "make run     plan the first scenario: the report of scenarios/quickstart.yaml"
-	@echo "make test    run all tests"
+	@echo "make test    run the tests that take under three minutes together"
+	@echo "make slow    run the tests that take longer, and those in a real browser"
 	@echo "make lint    ruff (rules and format) and mypy"
 	@echo "make dash    open the page on the runs in runs/ (needs a browser)"
 	@echo "make bench   how fast the simulator is, beside raw SimPy on the same machine"
@@ -29,7 +30,10 @@ run: $(STAMPS)/core
 	@$(VENV)/bin/treeline run scenarios/quickstart.yaml --out runs/quickstart --force
 
 test: $(STAMPS)/test $(PAGE)
-	@$(PY) -m pytest -n 2 --dist loadfile
+	@$(PY) -m pytest -n 2 --dist loadfile -m "not slow and not e2e"
+
+slow: $(STAMPS)/test $(PAGE)
+	@$(PY) -m pytest -n 2 --dist loadfile -m "slow or e2e" || [ $$? -eq 5 ]
 
 lint: $(STAMPS)/test
 	@echo "==> ruff check"; $(PY) -m ruff check .
