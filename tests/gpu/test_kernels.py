@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hw import cuda, reference
+from hw import cuda, ops, reference
 from tests.hw.kernel_checks import (
     check_append,
     check_attention,
@@ -16,16 +16,16 @@ from tests.hw.kernel_checks import (
 from tests.hw.trees import Grown, grow
 
 pytestmark = pytest.mark.gpu
-SHAPES = [(page, group) for page in cuda.PAGES for group in cuda.GROUPS]
+SHAPES = [(page, group) for page in ops.PAGES for group in ops.GROUPS]
 
 
 @pytest.fixture(scope="module")
 def on_gpu():
     """Compiles for a shape once, or skips with the reason why there is nothing to run on."""
-    made: dict[cuda.Shape, cuda.Kernels] = {}
+    made: dict[ops.Shape, ops.Kernels] = {}
 
-    def kernels(*args: int, **settings: int) -> cuda.Kernels:
-        shape = cuda.Shape(*args, **settings)
+    def kernels(*args: int, **settings: int) -> ops.Kernels:
+        shape = ops.Shape(*args, **settings)
         try:
             return made.setdefault(shape, made.get(shape) or cuda.kernels(shape))
         except cuda.GpuError as error:
@@ -75,11 +75,11 @@ def test_the_same_step_twice_gives_the_same_bits(on_gpu):
         np.random.default_rng(0).standard_normal((tree.live, k.shape.heads, 128))
     )
     arrays = k.xp.asarray(queries), k.xp.asarray(reference.bf16_bits(tree.pool))
-    step = cuda.plan_step(k, tree.tables[: tree.live], tree.lengths[: tree.live], min_keys=64)
+    step = ops.plan_step(k, tree.tables[: tree.live], tree.lengths[: tree.live], min_keys=64)
     outputs = []
     for _ in range(3):
         merged = k.xp.zeros(queries.shape, np.uint16)
-        cuda.attention(k, *arrays, step, cuda.scratch(k, int(host(step.parts)[-1])), merged)
+        ops.attention(k, *arrays, step, ops.scratch(k, int(host(step.parts)[-1])), merged)
         outputs.append(host(merged))
     assert outputs[0].any()
     assert (outputs[0] == outputs[1]).all()

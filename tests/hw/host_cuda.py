@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hw import cuda
+from hw import cuda, ops
 
 HEADER = Path(__file__).parent / "host_cuda.h"
 
@@ -35,7 +35,7 @@ def translated(name: str) -> str:
     return "\n".join([f'#include "{HEADER}"', text, *entries])
 
 
-def launcher(shape: cuda.Shape, folder: Path, *, late: bool) -> cuda.Launch:
+def launcher(shape: ops.Shape, folder: Path, *, late: bool) -> ops.Launch:
     """Compiles each file when it is first needed; `late`: asynchronous copies land when waited for, else at once."""
     libraries: dict[str, ctypes.CDLL] = {}
 
@@ -49,7 +49,7 @@ def launcher(shape: cuda.Shape, folder: Path, *, late: bool) -> cuda.Launch:
         return libraries[name]
 
     def launch(name, grid, threads, shared, arguments):
-        assert shared == cuda.shared_bytes(shape).get(name, 0)
+        assert shared == ops.shared_bytes(shape).get(name, 0)
         kept = [a if isinstance(a, np.ndarray) else np.array([a]) for a in arguments]
         pointers = [
             ctypes.c_void_p(a.ctypes.data) if isinstance(given, np.ndarray) else None

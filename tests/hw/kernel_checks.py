@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hw import cuda, reference
+from hw import ops, reference
 from hw.reference import bf16_bits, bf16_values
 from tests.hw.trees import Grown, dense, grow
 
@@ -15,13 +15,13 @@ def host(array):
     return array.get() if hasattr(array, "get") else array
 
 
-def check_attention(k: cuda.Kernels, tree: Grown, seed: int, **planning) -> None:
+def check_attention(k: ops.Kernels, tree: Grown, seed: int, **planning) -> None:
     """Tree attention against dense attention in float64: relative L2 within TOLERANCE, every output written."""
     xp, live = k.xp, tree.live
     rng = np.random.default_rng(seed)
     queries = bf16_bits(rng.standard_normal((live, k.shape.heads, 128)))
-    step = cuda.plan_step(k, tree.tables[:live], tree.lengths[:live], **planning)
-    room = cuda.scratch(k, int(host(step.parts)[-1]))
+    step = ops.plan_step(k, tree.tables[:live], tree.lengths[:live], **planning)
+    room = ops.scratch(k, int(host(step.parts)[-1]))
     merged = xp.full(queries.shape, 0x7FC0, np.uint16)
     for array in room:
         array[...] = np.nan
@@ -32,14 +32,14 @@ def check_attention(k: cuda.Kernels, tree: Grown, seed: int, **planning) -> None
             page = tree.tables[row, at // tree.page]
             pool[page, :, :, at % tree.page] = tree.pool[page, :, :, at % tree.page]
     bits = bf16_bits(np.where(np.isnan(pool), 1e30, pool))
-    cuda.attention(k, xp.asarray(queries), xp.asarray(bits), step, room, merged)
+    ops.attention(k, xp.asarray(queries), xp.asarray(bits), step, room, merged)
     expected = dense(tree, bf16_values(queries).astype(float))
     got = bf16_values(host(merged)).astype(float)
     assert np.isfinite(got).all()
     assert np.linalg.norm(got - expected) <= TOLERANCE * np.linalg.norm(expected)
 
 
-def check_append(k: cuda.Kernels, seed: int) -> None:
+def check_append(k: ops.Kernels, seed: int) -> None:
     """A token for each branch, in two layers: the first does not count it, the second does; a page below 0 stays out."""
     xp, s = k.xp, k.shape
     tree = grow(seed, s.page, s.kv_heads, most=20)
@@ -55,12 +55,12 @@ def check_append(k: cuda.Kernels, seed: int) -> None:
     for advance in (False, True):
         reference.append(expected, keys, values, tables, expected_lengths, advance)
         arrays = (xp.asarray(a) for a in (keys, values, tables))
-        cuda.append(k, pool, *arrays, counts, advance)
+        ops.append(k, pool, *arrays, counts, advance)
         assert (host(pool) == expected).all()
         assert (host(counts) == expected_lengths).all()
 
 
-def check_fork_and_prune(k: cuda.Kernels, seed: int) -> None:
+def check_fork_and_prune(k: ops.Kernels, seed: int) -> None:
     """Forks of three parents in one call over two layers, then prunes of half the branches: bit for bit the twins."""
     xp, s = k.xp, k.shape
     tree = grow(seed, s.page, s.kv_heads, branches=8, most=90)
@@ -76,7 +76,7 @@ def check_fork_and_prune(k: cuda.Kernels, seed: int) -> None:
     there = [xp.asarray(a.copy()) for a in names]
     forks = (parents, children, fresh)
     reference.fork(*names, *forks)
-    cuda.fork(k, *there, *(xp.asarray(a) for a in forks))
+    ops.fork(k, *there, *(xp.asarray(a) for a in forks))
     for mine, theirs in zip(names, there, strict=True):
         assert (mine == host(theirs)).all()
 
@@ -85,7 +85,7 @@ def check_fork_and_prune(k: cuda.Kernels, seed: int) -> None:
     there_stack = [xp.asarray(a.copy()) for a in stack]
     flags = xp.zeros(-(-tree.pages // 8), np.uint64)
     reference.prune(tree.tables, tree.lengths, tree.refs, rows, *stack, s.page)
-    cuda.prune(k, *there[1:], xp.asarray(rows), *there_stack, flags)
+    ops.prune(k, *there[1:], xp.asarray(rows), *there_stack, flags)
     count = int(tree.free_count[0])
     assert int(host(there_stack[1])[0]) == count
     assert (host(there_stack[0])[:count] == tree.free[:count]).all()
@@ -95,7 +95,7 @@ def check_fork_and_prune(k: cuda.Kernels, seed: int) -> None:
 
 
 def check_samples(
-    k: cuda.Kernels, rows: int, vocabulary: int, top_p: float, seed: int, spread: float = 3.0
+    k: ops.Kernels, rows: int, vocabulary: int, top_p: float, seed: int, spread: float = 3.0
 ) -> None:
     """The twin's tokens, or at a near tie (of scores, or of mass with top_p) one that is as good."""
     xp, rng = k.xp, np.random.default_rng(seed)
@@ -106,7 +106,7 @@ def check_samples(
     whole_seed, step = 2**33 + seed, 5
     key = np.array([whole_seed & 0xFFFFFFFF, whole_seed >> 32, step], np.uint32)
     tokens = xp.full(rows, -1, np.int32)
-    cuda.sample(
+    ops.sample(
         k,
         xp.asarray(given),
         inverse_temperature=float(inverse),

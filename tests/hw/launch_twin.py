@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from hw import cuda, reference
+from hw import ops, reference
 from hw.reference import EMPTY_LSE as EMPTY
 from hw.reference import LEVELS, QUANTUM
 
 LANES = np.arange(32)
 
 
-def launcher(shape: cuda.Shape, seed: int = 0) -> cuda.Launch:
+def launcher(shape: ops.Shape, seed: int = 0) -> ops.Launch:
     """Runs the twin of each kernel; blocks go in random order, for no kernel may depend on it."""
     rng = np.random.default_rng(seed)
-    allowed = cuda.shared_bytes(shape)
+    allowed = ops.shared_bytes(shape)
 
     def launch(name, grid, threads, shared, arguments):
         assert shared == allowed.get(name, 0)
@@ -119,7 +119,7 @@ def prefix_attention(shape, block, threads, queries, pool, order, pages, items, 
     first, branches, row0, pages_at, begin, end, slot, _ = (int(v) for v in items[block[0]])
     rows, tiles = branches * g, -(-(end - begin) // bn)
     flat_q, flat = (reference.bf16_values(a.reshape(-1)).astype(float) for a in (queries, pool))
-    memory = np.full(cuda.shared_bytes(shape)["prefix_attention"] // 2, np.nan)
+    memory = np.full(ops.shared_bytes(shape)["prefix_attention"] // 2, np.nan)
     k_at, v_at = bm * 128, bm * 128 + 2 * bn * 128
     i = np.arange(bm * 16)
     r, c = i >> 4, i & 15
@@ -170,7 +170,7 @@ def suffix_attention(shape, block, threads, queries, pool, pages, items, parts, 
     branch, pages_at, begin, end, slot = (int(v) for v in items[block[0]][:5])
     slabs = -(-(end - begin) // slab)
     flat_q, flat = (reference.bf16_values(a.reshape(-1)).astype(float) for a in (queries, pool))
-    memory = np.full(cuda.shared_bytes(shape)["suffix_attention"] // 2, np.nan)
+    memory = np.full(ops.shared_bytes(shape)["suffix_attention"] // 2, np.nan)
     i = np.arange(256)
     r, c = i >> 4, i & 15
     start = (branch * heads + head * g + np.where(r < g, r, 0)) * 128 + c * 8

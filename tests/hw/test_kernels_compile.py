@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from hw import cuda
+from hw import cuda, ops
 
 FILES = tuple(dict.fromkeys(cuda.KERNELS.values()))
 ATTENTION = ("prefix", "suffix")
@@ -29,9 +29,9 @@ def compiler():
 @pytest.mark.parametrize("name", FILES)
 def test_a_kernel_compiles_and_spills_nothing(compiler, name, arch):
     expected = {kernel for kernel, file in cuda.KERNELS.items() if file == name}
-    for page in cuda.PAGES if name in ATTENTION else (16,):
-        for group in cuda.GROUPS if name in ATTENTION and page == 16 and arch != "sm_80" else (4,):
-            found = cuda.resources(cuda.compile_cubin(name, arch, cuda.Shape(page, group, 8)))
+    for page in ops.PAGES if name in ATTENTION else (16,):
+        for group in ops.GROUPS if name in ATTENTION and page == 16 and arch != "sm_80" else (4,):
+            found = cuda.resources(cuda.compile_cubin(name, arch, ops.Shape(page, group, 8)))
             assert set(found) == expected
             assert all(used.stack_bytes == 0 for used in found.values()), (page, group, found)
             assert all(0 < used.registers <= 255 for used in found.values())
@@ -40,8 +40,8 @@ def test_a_kernel_compiles_and_spills_nothing(compiler, name, arch):
 @pytest.mark.parametrize(
     "shape",
     [
-        cuda.Shape(16, 4, 8, row_tile=128),
-        cuda.Shape(16, 4, 8, row_tile=16, key_tile=32, stages=3, logits_bf16=True),
+        ops.Shape(16, 4, 8, row_tile=128),
+        ops.Shape(16, 4, 8, row_tile=16, key_tile=32, stages=3, logits_bf16=True),
     ],
 )
 def test_other_tiles_spill_nothing_either(compiler, shape):
@@ -53,7 +53,7 @@ def test_other_tiles_spill_nothing_either(compiler, shape):
 def test_two_blocks_of_prefix_attention_and_three_of_suffix_fit_a_hopper_multiprocessor(compiler):
     """65,536 registers and 227 KiB of shared memory (1 KiB of it a block's own). Source: CUDA C++ Programming Guide
     13.0, table "Technical Specifications per Compute Capability", 9.0."""
-    shape = cuda.Shape(16, 4, 8)
+    shape = ops.Shape(16, 4, 8)
     for name, kernel, threads, blocks in (
         ("prefix", "prefix_attention", 128, 2),
         ("suffix", "suffix_attention", 128, 3),
@@ -61,7 +61,7 @@ def test_two_blocks_of_prefix_attention_and_three_of_suffix_fit_a_hopper_multipr
         used = cuda.resources(cuda.compile_cubin(name, "sm_90a", shape))[kernel]
         registers = -(-used.registers // 8) * 8 * threads
         assert blocks * registers <= 65536
-        assert blocks * (cuda.shared_bytes(shape)[kernel] + 1024) <= 228 * 1024
+        assert blocks * (ops.shared_bytes(shape)[kernel] + 1024) <= 228 * 1024
 
 
 def test_a_kernel_that_uses_local_memory_is_found_out(compiler):
@@ -87,7 +87,7 @@ def test_the_kernels_need_no_header():
 def test_without_cupy_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(cuda.GpuError, match=r"pip install 'treeline\[gpu\]'"):
-        cuda.kernels(cuda.Shape(16, 4, 8))
+        cuda.kernels(ops.Shape(16, 4, 8))
 
 
 def test_importing_the_launchers_does_not_import_cupy():
@@ -107,4 +107,4 @@ def test_importing_the_launchers_does_not_import_cupy():
 )
 def test_a_shape_that_no_kernel_fits_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        cuda.Shape(**({"page": 16, "group": 4, "kv_heads": 8} | settings))
+        ops.Shape(**({"page": 16, "group": 4, "kv_heads": 8} | settings))

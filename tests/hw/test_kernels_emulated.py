@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hw import cuda, reference
+from hw import ops, reference
 from hw.kvtree import Step
 from tests.hw import launch_twin
 from tests.hw.kernel_checks import (
@@ -17,9 +17,9 @@ from tests.hw.kernel_checks import (
 from tests.hw.trees import grow
 
 
-def emulated(*args, **settings) -> cuda.Kernels:
-    shape = cuda.Shape(*args, **settings)
-    return cuda.Kernels(shape, launch_twin.launcher(shape), np)
+def emulated(*args, **settings) -> ops.Kernels:
+    shape = ops.Shape(*args, **settings)
+    return ops.Kernels(shape, launch_twin.launcher(shape), np)
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,9 @@ def test_a_range_of_keys_may_start_in_the_middle_of_a_page_or_hold_none():
         [0, 3, 5, 7],
     )
     step = Step(*(np.array(a, np.int32) for a in lists))
-    room = cuda.scratch(k, 7)
+    room = ops.scratch(k, 7)
     merged = np.zeros(queries.shape, np.uint16)
-    cuda.attention(k, queries, pool, step, room, merged)
+    ops.attention(k, queries, pool, step, room, merged)
     values = [reference.bf16_values(a).astype(float) for a in (queries, pool)]
     expected, sums = reference.partials(*values, step)
     written = ~np.isnan(expected[:, 0, 0])
@@ -79,7 +79,7 @@ def test_reclaimed_pages_keep_their_order_across_rounds_of_the_scan():
     refs[held] = 1
     free, count = np.full(pages, -1, np.int32), np.array([3], np.int32)
     flags = np.zeros(pages // 8, np.uint64)
-    cuda.prune(k, held, lengths, refs, np.arange(10, dtype=np.int32), free, count, flags)
+    ops.prune(k, held, lengths, refs, np.arange(10, dtype=np.int32), free, count, flags)
     assert count[0] == 20_003
     assert (free[3:20_003] == np.sort(held.ravel())).all()
 
@@ -99,12 +99,10 @@ def test_arrays_of_another_shape_or_type_are_refused_before_a_kernel_reads_them(
         ValueError,
         match=r"logits must be a contiguous float32 array of shape \(2, 8\), got float64",
     ):
-        cuda.sample(
-            k, logits, inverse_temperature=1, top_p=1, key=key, tokens=np.zeros(2, np.int32)
-        )
+        ops.sample(k, logits, inverse_temperature=1, top_p=1, key=key, tokens=np.zeros(2, np.int32))
     tables, lengths = np.zeros((3, 8), np.int32)[:, ::2], np.zeros(3, np.int32)
     with pytest.raises(ValueError, match="tables must be a contiguous int32 array"):
-        cuda.append(
+        ops.append(
             k,
             np.zeros((4, 2, 2, 16, 128), np.uint16),
             *np.zeros((2, 3, 2, 128), np.uint16),
@@ -118,9 +116,9 @@ def test_no_branch_launches_nothing():
     def launch(*_):
         raise AssertionError("launched")
 
-    shape = cuda.Shape(16, 4, 2)
-    k = cuda.Kernels(shape, launch, np)
-    step = cuda.plan_step(k, [], [])
+    shape = ops.Shape(16, 4, 2)
+    k = ops.Kernels(shape, launch, np)
+    step = ops.plan_step(k, [], [])
     empty = np.zeros((0, 8, 128), np.uint16)
     pool = np.zeros((1, 2, 2, 16, 128), np.uint16)
-    cuda.attention(k, empty, pool, step, cuda.scratch(k, 0), empty)
+    ops.attention(k, empty, pool, step, ops.scratch(k, 0), empty)

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from hw import cuda
+from hw import ops
 from tests.hw import host_cuda
 from tests.hw.kernel_checks import (
     check_append,
@@ -27,9 +27,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def on_host(folder, *args, late=True, **settings) -> cuda.Kernels:
-    shape = cuda.Shape(*args, **settings)
-    return cuda.Kernels(shape, host_cuda.launcher(shape, folder, late=late), np)
+def on_host(folder, *args, late=True, **settings) -> ops.Kernels:
+    shape = ops.Shape(*args, **settings)
+    return ops.Kernels(shape, host_cuda.launcher(shape, folder, late=late), np)
 
 
 @pytest.mark.parametrize(
