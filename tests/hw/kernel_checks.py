@@ -15,14 +15,24 @@ def host(array):
     return array.get() if hasattr(array, "get") else array
 
 
-def check_attention(k: ops.Kernels, tree: Grown, seed: int, **planning) -> None:
-    """Tree attention against dense attention in float64: relative L2 within TOLERANCE, every output written."""
+def as_stored(k: ops.Kernels, array):
+    return bf16_bits(array) if k.dtype == np.uint16 else np.asarray(array, np.float32)
+
+
+def as_read(array):
+    return (bf16_values(array) if array.dtype == np.uint16 else array).astype(float)
+
+
+def check_attention(
+    k: ops.Kernels, tree: Grown, seed: int, tolerance: float = TOLERANCE, **planning
+) -> None:
+    """Tree attention against dense attention in float64: relative L2 within `tolerance`, every output written."""
     xp, live = k.xp, tree.live
     rng = np.random.default_rng(seed)
-    queries = bf16_bits(rng.standard_normal((live, k.shape.heads, 128)))
+    queries = as_stored(k, rng.standard_normal((live, k.shape.heads, 128)))
     step = ops.plan_step(k, tree.tables[:live], tree.lengths[:live], **planning)
     room = ops.scratch(k, int(host(step.parts)[-1]))
-    merged = xp.full(queries.shape, 0x7FC0, np.uint16)
+    merged = xp.asarray(as_stored(k, np.full(queries.shape, np.nan)))
     for array in room:
         array[...] = np.nan
     # What lies behind a branch's last token must not count: poison it.
@@ -31,12 +41,12 @@ def check_attention(k: ops.Kernels, tree: Grown, seed: int, **planning) -> None:
         for at in range(int(tree.lengths[row])):
             page = tree.tables[row, at // tree.page]
             pool[page, :, :, at % tree.page] = tree.pool[page, :, :, at % tree.page]
-    bits = bf16_bits(np.where(np.isnan(pool), 1e30, pool))
-    ops.attention(k, xp.asarray(queries), xp.asarray(bits), step, room, merged)
-    expected = dense(tree, bf16_values(queries).astype(float))
-    got = bf16_values(host(merged)).astype(float)
+    stored = as_stored(k, np.where(np.isnan(pool), 1e30, pool))
+    ops.attention(k, xp.asarray(queries), xp.asarray(stored), step, room, merged)
+    expected = dense(tree, as_read(queries))
+    got = as_read(host(merged))
     assert np.isfinite(got).all()
-    assert np.linalg.norm(got - expected) <= TOLERANCE * np.linalg.norm(expected)
+    assert np.linalg.norm(got - expected) <= tolerance * np.linalg.norm(expected)
 
 
 def check_append(k: ops.Kernels, seed: int) -> None:
@@ -44,12 +54,12 @@ def check_append(k: ops.Kernels, seed: int) -> None:
     xp, s = k.xp, k.shape
     tree = grow(seed, s.page, s.kv_heads, most=20)
     live, rng = tree.live, np.random.default_rng(seed)
-    keys, values = bf16_bits(rng.standard_normal((2, live, s.kv_heads, 128)))
+    keys, values = as_stored(k, rng.standard_normal((2, live, s.kv_heads, 128)))
     tables = np.full((live, 30), -1, np.int32)
     lengths = tree.lengths[:live].copy()
     for b in range(live - 1):
         tables[b, lengths[b] // s.page] = b
-    expected = np.zeros((live, 2, s.kv_heads, s.page, 128), np.uint16)
+    expected = np.zeros((live, 2, s.kv_heads, s.page, 128), k.dtype)
     expected_lengths = lengths.copy()
     pool, counts = xp.asarray(expected), xp.asarray(lengths)
     for advance in (False, True):
@@ -65,7 +75,7 @@ def check_fork_and_prune(k: ops.Kernels, seed: int) -> None:
     xp, s = k.xp, k.shape
     tree = grow(seed, s.page, s.kv_heads, branches=8, most=90)
     rng = np.random.default_rng(seed)
-    pools = rng.integers(0, 2**16, (2, *tree.pool.shape), np.uint16)
+    pools = rng.integers(0, 2**16, (2, *tree.pool.shape), np.uint16).astype(k.dtype)
     parents = rng.integers(0, tree.live, 6).astype(np.int32)
     children = (tree.live + rng.permutation(6)).astype(np.int32)
     fresh = np.array(
