@@ -15,8 +15,10 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
+import numpy as np
 from scipy.special import betaincinv, gammaincinv
 
 from models.keyed import GOLDEN, MASK, child_key, mix, normal, normal_quantile, uniform
@@ -25,10 +27,13 @@ from models.tree import Node, Until
 from models.verifier import VerifierModel
 
 DIFFICULTY, STEPS, WEIGHT, BOTTLENECK, STICK, CLASS, LABEL, ERROR, BLIND = range(1, 10)
-STEP, WRONG, RECOVER, DIVERSE, SPREAD, LENGTH, SHARE, RESUME = range(16, 24)
+WRONG, RECOVER, DIVERSE, SPREAD, LENGTH, SHARE, RESUME = range(17, 24)
 NOISE: Final = 1 << 16  # plus the verifier's version
-HALF: Final = 1 << 32  # a step's 64 bits hold two draws: survival above, length below
-TABLE: Final = 4096  # points of the step length distribution
+HALF: Final = 1 << 32  # a step's key holds three draws: 32 bits of survival above,
+ERROR_SHIFT: Final = 12  # 20 bits of step error in the middle,
+ERROR_BITS: Final = (1 << 20) - 1
+ERROR_UNIT: Final = 2.0**-20
+TABLE: Final = 4096  # and 12 bits of step length below
 UNBOUNDED: Final = 1 << 62
 RIGHT: Final = 0
 SQRT_HALF: Final = math.sqrt(0.5)
@@ -124,17 +129,14 @@ class World:
         self._errors: dict[int, float] = {RIGHT: 0.0}
         self._noise = 0
         self._rho = self._fresh = self._sigma = 0.0
-        self._gain_right: list[float] = []
-        self._gain_wrong: list[float] = []
+        self._gain_right: tuple[float, ...] = ()
+        self._gain_wrong: tuple[float, ...] = ()
         if verifier is not None:
-            steps = self._steps
             self._noise = NOISE + verifier.version
             self._rho = verifier.rho
             self._fresh = math.sqrt(1.0 - verifier.rho**2)
             self._sigma = verifier.step_sigma
-            halves = [verifier.gain(k, steps) / 2 for k in range(steps + 1)]
-            self._gain_right = [verifier.bias + h for h in halves]
-            self._gain_wrong = [verifier.bias - h for h in halves]
+            self._gain_right, self._gain_wrong = levels(verifier, self._steps)
         self.root = Node(None, 0, 0, prompt_tokens, prompt_tokens, key=key)
         self.root.hidden = (0, RIGHT, 0.0, given or 0, None)
 
@@ -156,24 +158,28 @@ class World:
         # trajectory (0: drawn step by step), and of a truncated step what is left of it.
         k, wrong, error, total, pending = parent.hidden
         steps, noise, table, survive = self._steps, self._noise, self._table, self._survive
+        rho, share_fresh, other = self._rho, self._fresh, noise > NOISE
         model = self.model
         diversity, recovery, share = model.diversity, model.recovery, model.reasoning_share
-        number, key = ordinal, parent.key
+        number, key, next_error = ordinal, parent.key, 0.0
         tokens = visible = 0
         while True:
             if pending is None:
                 mother = key
-                key = mix(key + (ordinal + 1) * GOLDEN)
-                bits = mix(key ^ STEP)
+                # child_key and the verifier's normal draw, in line: this is the innermost loop
+                key = (key + (ordinal + 1) * GOLDEN) & MASK
+                key = ((key ^ (key >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+                key = ((key ^ (key >> 27)) * 0x94D049BB133111EB) & MASK
+                key ^= key >> 31
                 next_wrong = wrong
-                if recovery if wrong else (diversity or bits >> 32 >= survive[k]):
-                    next_wrong = self._fate(k, wrong, key, bits >> 32, mother, ordinal)
-                next_error = 0.0
+                if recovery if wrong else (diversity or key >> 32 >= survive[k]):
+                    next_wrong = self._fate(k, wrong, key, key >> 32, mother, ordinal)
                 if noise:
-                    fresh = normal_quantile(((mix(key ^ noise) >> 12) + 0.5) * 2.0**-52)
-                    next_error = self._rho * error + self._fresh * fresh if k else fresh
+                    bits = mix(key ^ noise) if other else key
+                    fresh = normal_quantile(((bits >> 12 & ERROR_BITS) + 0.5) * ERROR_UNIT)
+                    next_error = rho * error + share_fresh * fresh if k else fresh
                 if table is not None:
-                    length = table[bits & (TABLE - 1)]
+                    length = table[key & 4095]
                 else:
                     if not total:
                         total = self._total(key, next_wrong)
@@ -326,10 +332,29 @@ def _survival(model: QuestionModel, key: int, steps: int) -> tuple[float, tuple[
 def _weights(model: QuestionModel, key: int, steps: int) -> list[float]:
     """Dirichlet weights of the steps, as gamma draws over their sum."""
     base = mix(key ^ WEIGHT)
-    draws = [uniform(child_key(base, k), WEIGHT) for k in range(steps)]
-    shape: float | list[float] = model.kappa
-    if model.weights is not None:
-        shape = [model.kappa * steps * w for w in model.weights]
-    gammas: list[float] = gammaincinv(shape, draws).tolist()
+    gammas = [
+        table[mix(base + (k + 1) * GOLDEN) & (TABLE - 1)]
+        for k, table in enumerate(weight_tables(model, steps))
+    ]
     whole = sum(gammas)
     return [g / whole for g in gammas] if whole > 0 else [1.0 / steps] * steps
+
+
+def weight_tables(model: QuestionModel, steps: int) -> list[tuple[float, ...]]:
+    """Per step, TABLE points of the gamma distribution of its weight before they are normed."""
+    if model.weights is None:
+        return [_gammas(model.kappa)] * steps
+    return [_gammas(model.kappa * steps * w) for w in model.weights]
+
+
+@lru_cache(maxsize=64)
+def _gammas(shape: float) -> tuple[float, ...]:
+    draws: list[float] = gammaincinv(shape, (np.arange(TABLE) + 0.5) / TABLE).tolist()
+    return tuple(draws)
+
+
+@lru_cache(maxsize=256)
+def levels(verifier: VerifierModel, steps: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean logits after 0 to `steps` steps, of a solution that is alive and of one that is not."""
+    halves = [verifier.gain(k, steps) / 2 for k in range(steps + 1)]
+    return tuple(verifier.bias + h for h in halves), tuple(verifier.bias - h for h in halves)

@@ -1,0 +1,270 @@
+"""Many rollouts at once: what `models.rollout.rollout` finds for one plan on thousands of questions.
+
+    found = batch_rollout(question_model("math-500"), verifier, keys, plan("best_of_n", n=16))
+    found.correct.mean(), found.tokens.mean()
+
+The searches of whole answers and the beam are played in columns (models/crowd.py), about fifty times
+faster than their generators and with the same draws; any other plan is played by its generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+
+from models.controller import Plan, search_for
+from models.crowd import Bools, Crowd, Floats, Ints, Nodes, crowds
+from models.keyed import Keys
+from models.lengths import Quantile
+from models.rollout import rollout
+from models.search import UNOBSERVED
+from models.session import RESERVE_DIVISOR
+from models.tree import Tree
+from models.verifier import VerifierModel
+from models.world import RIGHT, QuestionModel
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """One search per question, all arrays of shape (n,) in the order of the keys.
+
+    `covered` says that some finished trajectory was right, whatever was answered: Pass@n.
+    """
+
+    answered: Bools
+    answer: Ints  # the label; -1 without an answer
+    correct: Bools
+    covered: Bools
+    signal: Floats
+    tokens: Ints  # generated, all branches together
+    makespan_tokens: Ints  # those that had to follow one another
+    expansions: Ints
+    scores: Ints
+    trajectories: Ints
+    difficulty: Floats  # the latent pass rate
+
+    def __len__(self) -> int:
+        return len(self.answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """`n` whole answers to each question, arrays of shape (questions, n) unless said otherwise.
+
+    Columns are in the order in which a search asks for them: the first m columns are what a search with
+    n = m sees.
+    """
+
+    wrong: Ints  # 0: right; 1, 2, ...: the question's wrong answers
+    score: Floats  # of the verifier; NaN without one
+    tokens: Ints
+    steps: Ints  # (questions,)
+    difficulty: Floats  # (questions,): the latent pass rate
+
+    @property
+    def right(self) -> Bools:
+        """Which answers are right."""
+        return np.equal(self.wrong, RIGHT)
+
+
+def samples(
+    model: QuestionModel,
+    verifier: VerifierModel | None,
+    keys: Keys,
+    n: int,
+    lengths: Quantile | None = None,
+) -> Samples:
+    """Grow `n` >= 1 whole answers to each question of `keys`, and score them if there is a verifier."""
+    shape = (len(keys), n)
+    wrong, tokens = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64)
+    score = np.full(shape, np.nan)
+    steps, difficulty = np.empty(len(keys), dtype=np.int64), np.empty(len(keys))
+    for places, crowd in crowds(model, verifier, keys, n, lengths):
+        nodes = crowd.finish(crowd.root(), 0, n)
+        wrong[places], tokens[places] = nodes.wrong, nodes.tokens
+        if verifier is not None:
+            score[places] = crowd.score(nodes, crowd.steps)
+        steps[places], difficulty[places] = crowd.steps, crowd.difficulty
+    return Samples(wrong, score, tokens, steps, difficulty)
+
+
+def covers(chosen: Plan) -> bool:
+    """Say whether a plan is played in columns, and not by its generator."""
+    return chosen.algorithm in _PLAYERS and set(chosen.params) == _PLAYERS[chosen.algorithm][1]
+
+
+def batch_rollout(
+    model: QuestionModel,
+    verifier: VerifierModel | None,
+    keys: Keys,
+    chosen: Plan,
+    lengths: Quantile | None = None,
+    prompt_tokens: int = 1,
+) -> Outcomes:
+    """Play one search of `chosen` on every question of `keys`, uint64 of shape (n,).
+
+    `lengths` replaces the length of a trajectory. A question on which the plan's `max_tokens` could bind
+    is played by the generator. Raises ValueError when the plan needs a verifier and there is none.
+    """
+    found = _empty(len(keys))
+    rest = np.arange(len(keys))
+    if covers(chosen):
+        play, _, width = _PLAYERS[chosen.algorithm]
+        for places, crowd in crowds(model, verifier, keys, width(chosen.params), lengths):
+            _store(found, places, play(crowd, chosen.params))
+        limit = chosen.max_tokens
+        if limit is None:
+            return found
+        rest = np.flatnonzero(found.tokens > limit - limit // RESERVE_DIVISOR)
+    for place in rest.tolist():
+        world = model.world(int(keys[place]), prompt_tokens, verifier, lengths)
+        end = rollout(search_for(chosen, Tree(world.root)), world, chosen.max_tokens)
+        row = (
+            end.answer is not None, -1 if end.answer is None else end.answer, end.correct,
+            any(world.is_correct(leaf.answer) for leaf in end.tree.leaves), end.signal, end.tokens,
+            end.makespan_tokens, end.expansions, end.scores, end.trajectories, world.difficulty,
+        )  # fmt: skip
+        for field, value in zip(fields(Outcomes), row, strict=True):
+            getattr(found, field.name)[place] = value
+    return found
+
+
+def _empty(n: int) -> Outcomes:
+    kinds = {"Bools": np.bool_, "Ints": np.int64, "Floats": np.float64}
+    return Outcomes(*(np.zeros(n, dtype=kinds[str(field.type)]) for field in fields(Outcomes)))
+
+
+def _store(found: Outcomes, places: Ints, part: Outcomes) -> None:
+    for field in fields(Outcomes):
+        getattr(found, field.name)[places] = getattr(part, field.name)
+
+
+# -- one plan on one crowd ----------------------------------------------------------------------------
+
+
+def _direct(crowd: Crowd, _: Mapping[str, int]) -> Outcomes:
+    nodes = crowd.finish(crowd.root(), 0, 1)
+    return _whole_answers(crowd, nodes, nodes.wrong[:, 0], np.full(len(nodes.wrong), UNOBSERVED), 0)
+
+
+def _best_of_n(crowd: Crowd, params: Mapping[str, int]) -> Outcomes:
+    nodes = crowd.finish(crowd.root(), 0, params["n"])
+    score = crowd.score(nodes, crowd.steps)
+    best = score.argmax(axis=1)
+    chosen = nodes.wrong[np.arange(len(best)), best]
+    return _whole_answers(crowd, nodes, chosen, score.max(axis=1), params["n"])
+
+
+def _self_consistency(crowd: Crowd, params: Mapping[str, int]) -> Outcomes:
+    nodes = crowd.finish(crowd.root(), 0, params["n"])
+    chosen, share = vote(nodes.wrong, np.ones(nodes.wrong.shape))
+    return _whole_answers(crowd, nodes, chosen, share, 0)
+
+
+def _weighted_vote(crowd: Crowd, params: Mapping[str, int]) -> Outcomes:
+    nodes = crowd.finish(crowd.root(), 0, params["n"])
+    chosen, share = vote(nodes.wrong, crowd.score(nodes, crowd.steps))
+    return _whole_answers(crowd, nodes, chosen, share, params["n"])
+
+
+def vote(wrong: Ints, weight: Floats) -> tuple[Ints, Floats]:
+    """The answer with the largest sum of weights > 0 in each row, and its share of the row's sum.
+
+    Both arguments are (questions, n); ties go to the answer that comes first.
+    """
+    rows = len(wrong)
+    span = int(wrong.max()) + 1
+    named = wrong + np.arange(rows, dtype=np.int64)[:, None] * span
+    groups, first, place = np.unique(named.ravel(), return_index=True, return_inverse=True)
+    sums = np.bincount(place.ravel(), weights=weight.ravel())
+    row = groups // span
+    order = np.lexsort((first, -sums, row))
+    best = order[np.searchsorted(row[order], np.arange(rows))]
+    return groups[best] % span, np.minimum(1.0, sums[best] / weight.sum(axis=1))
+
+
+def _whole_answers(
+    crowd: Crowd, nodes: Nodes, chosen: Ints, signal: Floats, scores: int
+) -> Outcomes:
+    rows, n = nodes.wrong.shape
+    whole = np.full(rows, n)
+    return _outcomes(
+        crowd,
+        chosen,
+        signal,
+        covered=(nodes.wrong == RIGHT).any(axis=1),
+        tokens=nodes.tokens.sum(axis=1),
+        makespan_tokens=nodes.tokens.max(axis=1),
+        expansions=whole,
+        scores=np.full(rows, scores),
+        trajectories=whole,
+    )
+
+
+def _beam(crowd: Crowd, params: Mapping[str, int]) -> Outcomes:
+    """All beams of a question end at its last step, so none is finished before another."""
+    width, expand, last = params["width"], params["expand"], params["max_steps"]
+    nodes, n = crowd.root(), width * expand
+    rows = len(crowd.keys)
+    tokens, makespan = np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.int64)
+    grown, k = 0, 0
+    while k < crowd.steps:
+        until_step = k + 1 < last
+        fresh = (crowd.grow if until_step else crowd.finish)(nodes, k, n)
+        k = k + 1 if until_step else crowd.steps
+        score = crowd.score(fresh, k)
+        kept = np.argsort(-score, axis=1, kind="stable")[:, :width]
+        nodes, n = fresh.take(kept), expand
+        tokens += fresh.tokens.sum(axis=1)
+        makespan += fresh.tokens.max(axis=1)
+        grown += fresh.wrong.shape[1]
+    return _outcomes(
+        crowd,
+        nodes.wrong[:, 0],
+        score.max(axis=1),
+        covered=(fresh.wrong == RIGHT).any(axis=1),
+        tokens=tokens,
+        makespan_tokens=makespan,
+        expansions=np.full(rows, grown),
+        scores=np.full(rows, grown),
+        trajectories=np.full(rows, nodes.wrong.shape[1]),
+    )
+
+
+def _outcomes(crowd: Crowd, chosen: Ints, signal: Floats, **columns: Bools | Ints) -> Outcomes:
+    return Outcomes(
+        answered=np.ones(len(chosen), dtype=np.bool_),
+        answer=crowd.labels(chosen),
+        correct=chosen == RIGHT,
+        signal=signal,
+        difficulty=crowd.difficulty,
+        **columns,  # type: ignore[arg-type]  # each is of the kind that its name asks for
+    )
+
+
+_Player = Callable[[Crowd, Mapping[str, int]], Outcomes]
+
+
+def _trajectories(params: Mapping[str, int]) -> int:
+    return params.get("n", 1)
+
+
+def _layer(params: Mapping[str, int]) -> int:
+    return params["width"] * params["expand"]
+
+
+_PLAYERS: Final[
+    Mapping[str, tuple[_Player, frozenset[str], Callable[[Mapping[str, int]], int]]]
+] = MappingProxyType(
+    {
+        "direct": (_direct, frozenset(), _trajectories),
+        "best_of_n": (_best_of_n, frozenset({"n"}), _trajectories),
+        "self_consistency": (_self_consistency, frozenset({"n"}), _trajectories),
+        "weighted_vote": (_weighted_vote, frozenset({"n"}), _trajectories),
+        "beam": (_beam, frozenset({"width", "expand", "max_steps"}), _layer),
+    }
+)
