@@ -28,6 +28,7 @@ EXTRAS: Final[Mapping[str, tuple[tuple[str, ...], str]]] = MappingProxyType(
         "dashboard": (("streamlit", "altair"), "streamlit altair"),
         "gpu": (("cupy", "pynvml"), "cupy-cuda13x torch nvidia-ml-py"),
         "torch": (("torch",), "torch"),
+        "aiconfigurator": (("aiconfigurator_core",), "--no-deps aiconfigurator-core"),
         "cluster": (("dask", "distributed"), "dask distributed"),
     }
 )
@@ -43,6 +44,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+profile_app = typer.Typer(
+    help="Measured operation times: import what others measured.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(profile_app, name="profile")
 Files = Annotated[list[str], typer.Argument(help="Scenario files.")]
 Set = Annotated[
     list[str] | None,
@@ -62,7 +70,9 @@ def main() -> None:
     app(prog_name=program())
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
+def command(
+    function: Callable[..., None], group: typer.Typer = app, name: str | None = None
+) -> Callable[..., None]:
     """Register a command whose foreseeable errors end in a message and an exit code."""
 
     @functools.wraps(function)
@@ -81,7 +91,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                     raise typer.Exit(MISSING) from None
             raise
 
-    return app.command()(guarded)
+    return group.command(name)(guarded)
 
 
 @app.callback(invoke_without_command=True)
@@ -341,6 +351,39 @@ def catalog(
     console = stdout()
     for name in chosen:
         console.print(catalogues.table(name))
+
+
+@functools.partial(command, group=profile_app, name="import")
+def profile_import(
+    path: Annotated[
+        str, typer.Argument(help="A folder or file; aiconfigurator means the installed package.")
+    ],
+    device: Annotated[
+        str, typer.Option("--device", "-d", metavar="NAME", help="The device it was measured on.")
+    ],
+    out: Annotated[
+        str, typer.Option("--out", "-o", metavar="PATH", help="PATH.parquet and PATH.yaml.")
+    ],
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The model, where the files do not say.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(metavar="NAME", help="AIConfigurator's tables: vllm, sglang or trtllm.")
+    ] = "vllm",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Import what others measured: LLMServingSim's, Vidur's or AIConfigurator's tables.
+
+    \b
+    Example: treeline profile import data/vllm_rtx4090/profile --device rtx-4090-24gb --out my/4090
+             treeline profile import aiconfigurator --device h200-sxm-141gb --out my/h200
+    """
+    from dashboards.commands.profile_import import import_profile, text
+    from dashboards.terminal import as_json as to_json
+
+    found = import_profile(path, device, out, model=model, engine=engine, force=force)
+    typer.echo(to_json(found) if as_json else text(found))
 
 
 def _load(file: str, overrides: Any) -> Loaded:

@@ -238,7 +238,8 @@ def save(profile: Profile, path: str | Path) -> None:
     table_path, side_path = _paths(path)
     table_path.parent.mkdir(parents=True, exist_ok=True)
     beside = table_path.with_name(table_path.name + ".part")
-    pq.write_table(pa.table({name: pa.array(profile.columns[name]) for name in COLUMNS}), beside)
+    table = pa.table({name: pa.array(profile.columns[name]) for name in COLUMNS})
+    pq.write_table(table, beside, compression="zstd")
     side = {
         "schema_version": SCHEMA_VERSION,
         "device": profile.device,

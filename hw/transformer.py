@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,14 @@ from typing import Any
 from hw.device import CatalogError, Device, Source, catalog, unknown
 
 # mxfp4: 4-bit values and one 8-bit scale for each 32. Source: OCP Microscaling Formats (MX) v1.0, 2023.
-_BYTES = {"bfloat16": 2.0, "float16": 2.0, "float32": 4.0, "fp8": 1.0, "mxfp4": 4.25 / 8}
+BYTES = {
+    "bfloat16": 2.0,
+    "float16": 2.0,
+    "float32": 4.0,
+    "fp8": 1.0,
+    "fp8_block": 1.0,
+    "mxfp4": 4.25 / 8,
+}
 _CONFIG_BYTES_LIMIT = 1_000_000
 _GIVEN = Source("config.json given in the scenario", "scenario")
 
@@ -135,7 +142,8 @@ class Work:
         moved = self.weight_bytes(rows) + self.bytes_per_row * rows
         if self.link:
             return moved / device.link_bytes_per_s + self.calls * device.link_latency_s
-        rate = device.gemm_flops_fp8 if self.dtype == "fp8" else device.gemm_flops_bf16
+        fp8 = self.dtype.startswith("fp8")
+        rate = device.gemm_flops_fp8 if fp8 else device.gemm_flops_bf16
         return max(moved / device.copy_bytes_per_s, self.flops_per_row * rows / rate)
 
 
@@ -150,7 +158,7 @@ def linear_work(shape: Transformer, tensor_parallel: int = 1) -> tuple[Work, ...
     qkv, out = _attention_params(shape, tp)
 
     def gemm(name: str, calls: int, n: float, k: float, dtype: str, sampled: bool = False) -> Work:
-        bytes_, flops = calls * n * k * _BYTES[dtype], 2.0 * calls * n * k
+        bytes_, flops = calls * n * k * BYTES[dtype], 2.0 * calls * n * k
         return Work(
             name, calls, bytes_, flops, n=round(n), k=round(k), dtype=dtype, sampled=sampled
         )
@@ -186,6 +194,22 @@ def transformer(name: str) -> Transformer:
     if name not in known:
         raise CatalogError(unknown("model", name, known))
     return known[name]
+
+
+def transformer_named(path: str, precision: str = "") -> Transformer:
+    """The catalogue's shape of a Hugging Face path such as nvidia/Llama-3.1-8B-Instruct-FP8.
+
+    The owner, case and suffixes that leave the shape alone do not matter; `precision` (or a suffix) fp8
+    gives its linear layers fp8 weights. Raises CatalogError.
+    """
+    name = path.rpartition("/")[2].lower().removeprefix("meta-")
+    fp8 = precision == "fp8" or name.endswith("-fp8")
+    for suffix in ("-fp8", "-instruct", "-chat", "-hf"):
+        name = name.removesuffix(suffix)
+    found = transformer(name)
+    if not fp8 or found.dtype == "fp8":
+        return found
+    return replace(found, name=f"{found.name}-fp8", dtype="fp8", expert_dtype="fp8")
 
 
 def transformers() -> dict[str, Transformer]:
@@ -278,10 +302,10 @@ def _dtypes(given: Mapping[str, Any], name: str) -> tuple[str, str]:
     quantisation = given.get("quantization_config") or {}
     method = quantisation.get("quant_method") if isinstance(quantisation, Mapping) else quantisation
     dtype = str(given.get("torch_dtype") or given.get("dtype") or "bfloat16")
-    if method not in (None, "fp8", "mxfp4") or dtype not in _BYTES:
+    if method not in (None, "fp8", "mxfp4") or dtype not in BYTES:
         raise CatalogError(
             f"model `{name}`: cannot cost weights of dtype {dtype!r}, quantisation {method!r}. "
-            f"Known: {', '.join(_BYTES)}."
+            f"Known: {', '.join(BYTES)}."
         )
     if method == "mxfp4":
         return dtype, "mxfp4"
@@ -305,7 +329,7 @@ def _attention_params(shape: Transformer, tp: int) -> tuple[float, float]:
 def _expert_work(shape: Transformer, tp: int) -> list[Work]:
     layers = shape.layers - shape.dense_layers
     one = 3.0 * shape.hidden * shape.expert_ffn / tp
-    size = _BYTES[shape.expert_dtype]
+    size = BYTES[shape.expert_dtype]
     shared = shape.shared_experts * one
     router = 1.0 * shape.hidden * shape.experts
     found = [

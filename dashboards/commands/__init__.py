@@ -1,0 +1,1 @@
+"""Bodies of commands: each file answers what one command of treeline.py asks."""
