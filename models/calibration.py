@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import isotonic_regression
-from scipy.stats import norm
+
+from models.keyed import normal_quantile
 
 Floats = npt.NDArray[np.float64]
 
@@ -47,6 +47,8 @@ class Calibrator:
 
         Source: pool adjacent violators, Barlow et al., "Statistical inference under order restrictions" (1972).
         """
+        from scipy.optimize import isotonic_regression  # slow to import: only where it is needed
+
         x, y = _pair(signals, correct)
         if not len(x):
             return cls((0.5,), (0.5,), 0)
@@ -173,7 +175,7 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
         raise ValueError(f'"successes" must lie in [0, n], got {successes} of {n}.')
     if n == 0:
         return 0.0, 1.0
-    z = float(norm.ppf(0.5 + level / 2))
+    z = normal_quantile(0.5 + level / 2)
     p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 from sim.records import Table, select, size
 
@@ -67,7 +67,7 @@ def interval(
     if not np.isfinite(values).all():
         return math.nan, len(groups)
     spread = float(values.std(ddof=1)) / math.sqrt(len(values))
-    return float(stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1)) * spread, len(groups)
+    return float(stdtrit(len(values) - 1, (1 + _LEVEL) / 2)) * spread, len(groups)
 
 
 def estimate(

@@ -13,10 +13,10 @@ from typing import Any
 
 import simpy
 
+from models.batch_rollout import batch_rollout, covers
 from models.calibration import Calibrator
 from models.controller import Features, Plan, controller, search_for
-from models.keyed import root_key
-from models.rollout import rollout
+from models.keyed import root_keys
 from models.tree import Tree
 from scenarios.errors import UserError
 from sim.fleet import Fleet
@@ -30,7 +30,8 @@ from sim.workload import Queries, queries
 Calibrators = dict[tuple[int, int], Calibrator]  # by class and tier
 
 _CALIBRATION = 3  # random stream of the rollouts that calibrate confidence
-_CALIBRATION_BRANCHES = 25_000  # branches grown to calibrate one class in one tier
+_CALIBRATION_BRANCHES = 25_000  # branches grown to calibrate one class in one tier,
+_COLUMNS = 8  # times as many where they are grown in columns
 _SAMPLES = 240  # of the timeline, over arrivals
 _SLICES = 200  # of the horizon, between which progress is reported
 _DRAIN = 1.0  # a run waits this many horizons for queries that arrived in time
@@ -43,18 +44,13 @@ def calibrate(resolved: Resolved, class_index: int, tier_index: int) -> Calibrat
     """Fit signal -> confidence for one class in one tier, on questions that no run will meet."""
     item = resolved.classes[class_index]
     chosen = resolved.plans[tier_index]
-    samples = int(min(2000, max(250, _CALIBRATION_BRANCHES / grown(chosen))))
-    signals, correct = [], []
-    purpose = class_index * 1000 + tier_index
-    for number in range(samples):
-        key = root_key(resolved.scenario.seed, purpose, _CALIBRATION, number)
-        tokens = max(1, round(item.questions.prompt_tokens(0.5)))
-        world = _world(item, key, tokens, -1)
-        outcome = rollout(search_for(chosen, Tree(world.root)), world, chosen.max_tokens)
-        if outcome.answer is not None and outcome.signal == outcome.signal:
-            signals.append(outcome.signal)
-            correct.append(outcome.correct)
-    return Calibrator.fit(signals, correct)
+    branches = _CALIBRATION_BRANCHES * (_COLUMNS if covers(chosen) else 1)
+    samples = int(min(5000, max(250, branches / grown(chosen))))
+    keys = root_keys(resolved.scenario.seed, class_index * 1000 + tier_index, _CALIBRATION, samples)
+    tokens = max(1, round(item.questions.prompt_tokens(0.5)))
+    found = batch_rollout(item.questions, item.verifier, keys, chosen, item.output_tokens, tokens)
+    kept = found.answered
+    return Calibrator.fit(found.signal[kept], found.correct[kept])
 
 
 def pairs(resolved: Resolved) -> list[tuple[int, int]]:

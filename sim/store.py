@@ -12,16 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from scenarios.errors import UserError, printable
 from scenarios.loader import Loaded
 from sim.records import PRICED, TABLES, Column, Result, Table, documented
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FORMAT = "treeline-run"
 VERSION = 1
@@ -117,6 +118,9 @@ def load(directory: str | os.PathLike[str]) -> Stored:
 
 
 def _write_all(beside: Path, result: Result, loaded: Loaded, reports: dict[str, str]) -> None:
+    import pyarrow as pa  # slow to import, and only reading and writing runs needs it
+    import pyarrow.parquet as pq
+
     files: dict[str, Any] = {}
     texts = {GIVEN: loaded.text, RESOLVED: resolved_text(loaded), **reports}
     for name, text in texts.items():
@@ -191,6 +195,8 @@ def _swap(beside: Path, place: Path) -> None:
 
 
 def _arrow(name: str, table: Table) -> pa.Table:
+    import pyarrow as pa
+
     columns, fields = [], []
     for column in _columns(name, table):
         values = table[column.name]
@@ -215,6 +221,9 @@ def _columns(name: str, table: Table) -> tuple[Column, ...]:
 
 
 def _read_table(place: Path, name: str, files: Mapping[str, Any]) -> Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     file = f"{name}.parquet"
     data = _bytes(place, file, files)
     try:

@@ -14,7 +14,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
 from scipy.special import i0e
 
 from models.keyed import Keys, root_keys, stream_key, uniform_array
@@ -190,6 +189,8 @@ def _hourly_shape(hourly: tuple[float, ...]) -> Floats:
 
 def _smooth_shape(peak_to_mean: float) -> Floats:
     """A smooth day of mean 1 with its peak at hour 12: exp(k cos(angle)) / I0(k), never negative."""
+    from scipy.optimize import brentq  # slow to import, and most scenarios have no such day
+
     if peak_to_mean <= 1.0:
         return np.ones(_STEPS)
     k = brentq(lambda k: 1.0 / i0e(k) - peak_to_mean, 0.0, 10.0 * peak_to_mean**2)
