@@ -18,6 +18,7 @@ import numpy.typing as npt
 from models.keyed import normal_quantile
 
 Floats = npt.NDArray[np.float64]
+Flags = Sequence[bool] | Floats | npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Calibrator:
             raise ValueError("The confidences of a calibrator must lie inside (0, 1) and not fall.")
 
     @classmethod
-    def fit(cls, signals: Sequence[float] | Floats, correct: Sequence[bool] | Floats) -> Calibrator:
+    def fit(cls, signals: Sequence[float] | Floats, correct: Flags) -> Calibrator:
         """Fit to answers with these signals (finite) that were correct or not, both of shape (n,).
 
         One right and one wrong answer are added at each end before the fit (Laplace's rule of
@@ -97,7 +98,7 @@ class Calibrator:
 def fit_groups(
     groups: Iterable[str | tuple[str, str]],
     signals: Sequence[float] | Floats,
-    correct: Sequence[bool] | Floats,
+    correct: Flags,
 ) -> dict[Any, Calibrator]:
     """One calibrator per group, for example per (class, search); all arguments have n elements."""
     rows: dict[Any, tuple[list[float], list[bool]]] = {}
@@ -121,7 +122,7 @@ class Bin:
 
 def reliability(
     confidence: Sequence[float] | Floats,
-    correct: Sequence[bool] | Floats,
+    correct: Flags,
     bins: int = 10,
     level: float = 0.95,
 ) -> tuple[Bin, ...]:
@@ -147,9 +148,7 @@ def reliability(
     )
 
 
-def ece(
-    confidence: Sequence[float] | Floats, correct: Sequence[bool] | Floats, bins: int = 10
-) -> float:
+def ece(confidence: Sequence[float] | Floats, correct: Flags, bins: int = 10) -> float:
     """Expected calibration error: mean over answers of |claimed - observed| of their bin; NaN for none.
 
     Source: Naeini, Cooper, Hauskrecht, "Obtaining well calibrated probabilities using Bayesian binning",
@@ -160,7 +159,7 @@ def ece(
     return sum(b.n * abs(b.confidence - b.accuracy) for b in table) / total if total else math.nan
 
 
-def brier(confidence: Sequence[float] | Floats, correct: Sequence[bool] | Floats) -> float:
+def brier(confidence: Sequence[float] | Floats, correct: Flags) -> float:
     """Mean squared distance of claim and outcome (0 best, 0.25 for always saying 1/2); NaN for none."""
     x, y = _pair(confidence, correct)
     return float(np.mean((x - y) ** 2)) if len(x) else math.nan
@@ -182,7 +181,7 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-def _pair(x: Sequence[float] | Floats, y: Sequence[bool] | Floats) -> tuple[Floats, Floats]:
+def _pair(x: Sequence[float] | Floats, y: Flags) -> tuple[Floats, Floats]:
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if a.ndim != 1 or a.shape != b.shape:
         raise ValueError(
