@@ -13,7 +13,7 @@ from dashboards.terminal import program
 from hw.device import FIGURES, devices
 from hw.transformer import transformers
 from models.presets import catalogue
-from models.search import ALGORITHMS
+from models.search import ALGORITHMS, Parameter
 from scenarios.units import show
 
 
@@ -107,11 +107,20 @@ def _algorithms() -> dict[str, Any]:
         name: {
             "description": algorithm.description,
             "needs_verifier": algorithm.needs_verifier,
-            "parameters": {key: asdict(p) for key, p in algorithm.parameters.items()},
+            "parameters": {key: _parameter(p) for key, p in algorithm.parameters.items()},
+            "signal": algorithm.signal,
             "source": algorithm.source,
         }
         for name, algorithm in ALGORITHMS.items()
     }
+
+
+def _parameter(parameter: Parameter) -> dict[str, Any]:
+    """What holds of a parameter: the range of a number, or its choices."""
+    found = asdict(parameter)
+    for key in ("low", "high") if parameter.choices else ("choices",):
+        del found[key]
+    return found
 
 
 def _algorithm_table() -> Table:

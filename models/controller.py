@@ -5,14 +5,17 @@ answer = search_for(controller("fixed").plan(features), tree)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
-from models.search import ALGORITHMS
+from models.search import ALGORITHMS, Parameter, Value
 from models.tree import Search, Tree
+
+_MAX_TOKENS: Final = Parameter(1, "tokens generated for one query", 1, math.inf)
 
 
 class PlanError(ValueError):
@@ -24,7 +27,7 @@ class Plan:
     """A search and its settings; made and checked by `plan`."""
 
     algorithm: str
-    params: Mapping[str, int] = field(default_factory=dict, hash=False)
+    params: Mapping[str, Any] = field(default_factory=dict, hash=False)
     max_tokens: int | None = None  # budget of generated tokens for the whole search
 
 
@@ -63,7 +66,7 @@ def controller(kind: str) -> Controller:
     return CONTROLLERS[kind]()
 
 
-def plan(algorithm: str, max_tokens: int | None = None, **params: int | None) -> Plan:
+def plan(algorithm: str, max_tokens: int | None = None, **params: Value | None) -> Plan:
     """Return a plan with every parameter of the algorithm; one that is None gets its default.
 
     Raises: PlanError for an algorithm or parameter that does not exist or a value out of range.
@@ -77,18 +80,14 @@ def plan(algorithm: str, max_tokens: int | None = None, **params: int | None) ->
     for name in given:
         if name not in known:
             raise PlanError(f"search {algorithm} has no parameter {name!r}{_hint(name, known)}")
-    chosen = {}
-    for name, parameter in known.items():
-        chosen[name] = _whole(
-            f"search {algorithm}: {name}",
-            given.get(name, parameter.default),
-            parameter.low,
-            parameter.high,
-            parameter.meaning,
+    chosen = {
+        name: _checked(
+            f"search {algorithm}: {name}", given.get(name, known[name].default), known[name]
         )
+        for name in known
+    }
     if max_tokens is not None:
-        what = "tokens generated for one query"
-        _whole(f"search {algorithm}: max_tokens", max_tokens, 1, None, what)
+        _checked(f"search {algorithm}: max_tokens", max_tokens, _MAX_TOKENS)
     return Plan(algorithm, chosen, max_tokens)
 
 
@@ -97,12 +96,23 @@ def search_for(chosen: Plan, tree: Tree) -> Search:
     return ALGORITHMS[chosen.algorithm].function(tree, **chosen.params)
 
 
-def _whole(where: str, value: object, low: int, high: int | None, meaning: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise PlanError(f"{where} ({meaning}) must be a whole number, not {value!r}")
-    if value < low or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise PlanError(f"{where} ({meaning}) must be {bounds}, not {value}")
+def _checked(where: str, value: object, parameter: Parameter) -> Value:
+    """The value in the kind of the parameter's default, if it is one of its kind and in range."""
+    default, low, high = parameter.default, parameter.low, parameter.high
+    what = f"{where} ({parameter.meaning})"
+    if isinstance(default, str):
+        if not isinstance(value, str) or value not in parameter.choices:
+            raise PlanError(f"{what} must be one of {', '.join(parameter.choices)}, not {value!r}")
+        return value
+    if isinstance(default, float):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise PlanError(f"{what} must be a number, not {value!r}")
+        value = float(value)
+    elif isinstance(value, bool) or not isinstance(value, int):
+        raise PlanError(f"{what} must be a whole number, not {value!r}")
+    if not low <= value <= high:
+        bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+        raise PlanError(f"{what} must be {bounds}, not {value}")
     return value
 
 

@@ -1,241 +1,80 @@
-"""Search algorithms as sans-IO generators: each says what to grow, score and drop, then answers.
+"""The catalogue of search algorithms: each by name, with its parameters, their ranges and its source.
 
-They know no clock, no GPU and no random source; `models/session.py` runs them. A new algorithm is
-one function here and one entry in `ALGORITHMS`. Ties go to the earlier node, in order of request,
-so an answer does not depend on what finished first. What can win no more is dropped at once; a
-finished trajectory too, because only its answer is still needed, not its memory.
+A search is a sans-IO generator: it says what to grow, score and drop, then answers, and knows no clock,
+no GPU and no random source; `models/session.py` runs it. A new algorithm is one function in one of the
+files search_*.py and one entry in `ALGORITHMS`.
 
-The signal of an `Answer` is a raw confidence in [0, 1], to be calibrated: 0 without an answer, else
-    direct            0.5: nothing was observed
-    best_of_n         the verifier's score of the answer
-    self_consistency  the answer's share of the n votes
-    weighted_vote     the answer's share of the scores, times the part of the n that was scored
-    beam              the last verifier score of the answer's trajectory
-and 0.5 where a cut left an answer without a score.
+The signal of an `Answer` is a raw confidence in [0, 1], to be calibrated: 0 without an answer, 0.5 where
+nothing was observed or a cut left an answer without a score, else as each entry's `signal` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
-from models.tree import (
-    Answer,
-    Command,
-    Cut,
-    Drop,
-    Expand,
-    Grown,
-    Node,
-    Outcome,
-    Score,
-    Search,
-    Tree,
-    Until,
+from models.search_beam import beam, dvts, rebase
+from models.search_parts import AGGREGATES, NO_ANSWER, UNOBSERVED
+from models.search_tree import mcts, tree_search
+from models.search_vote import (
+    adaptive_consistency,
+    adaptive_vote,
+    best_of_n,
+    direct,
+    first_finish,
+    self_consistency,
+    weighted_vote,
 )
+from models.tree import Search
 
-UNOBSERVED: Final = 0.5
-NO_ANSWER: Final = Answer(None, None, 0.0, 0)
+__all__ = [
+    "ALGORITHMS",
+    "NO_ANSWER",
+    "UNOBSERVED",
+    "Algorithm",
+    "Parameter",
+    "Shape",
+    "adaptive_consistency",
+    "adaptive_vote",
+    "beam",
+    "best_of_n",
+    "direct",
+    "dvts",
+    "first_finish",
+    "mcts",
+    "needs_verifier",
+    "rebase",
+    "self_consistency",
+    "shape",
+    "tree_search",
+    "weighted_vote",
+]
 
-Part = Generator[list[Command], Outcome, list[Node]]
-"""A piece of a search, for `yield from`: returns nodes."""
-
-
-def direct(tree: Tree) -> Search:
-    """Grow one trajectory and answer with it."""
-    finished = yield from _trajectories(tree.root, 1, verify=False)
-    return _answer(finished, _unscored)
-
-
-def best_of_n(tree: Tree, n: int) -> Search:
-    """Grow `n` trajectories, score each at its end, answer with the best."""
-    finished = yield from _trajectories(tree.root, n, verify=True)
-    return _answer(finished, _score)
-
-
-def self_consistency(tree: Tree, n: int) -> Search:
-    """Grow `n` trajectories and answer with the most frequent answer; asks no verifier."""
-    finished = yield from _trajectories(tree.root, n, verify=False)
-    return _vote(finished, lambda _: 1.0, n)
-
-
-def weighted_vote(tree: Tree, n: int) -> Search:
-    """Grow `n` trajectories, score each at its end, answer with the largest sum of scores."""
-    finished = yield from _trajectories(tree.root, n, verify=True)
-    return _vote(finished, _score, n)
-
-
-def beam(tree: Tree, width: int, expand: int, max_steps: int) -> Search:
-    """Keep the `width` best trajectories, step by step, growing `expand` children of each.
-
-    The first expansion grows `width * expand` children of the prompt. A finished trajectory keeps
-    its place among the `width`. Ends when all of those are finished; expansion number `max_steps`
-    is the last and runs on to the answer, so that the search always has one.
-    """
-    live = [tree.root]
-    finished: list[Node] = []
-    fresh: tuple[Node, ...] = ()
-    drop: list[Command] = []
-    grace = None
-    n = width * expand
-    try:
-        for step in range(1, max_steps + 1):
-            until: Until = "step" if step < max_steps else "answer"
-            fresh = (yield [*drop, Expand(tuple(live), n, until)]).nodes
-            yield [Score(fresh)]
-            kept = _best([*finished, *fresh], width)
-            finished = [node for node in kept if node.done]
-            growing = [node for node in kept if not node.done]
-            drop = _drop_all_but(growing, fresh)
-            live, fresh, n = growing, (), expand
-            if not live:
-                break
-    except Cut as cut:
-        grace = cut.grace
-        finished += [node for node in fresh if node.done]
-        live = [node for node in fresh if not node.done] or live
-    if live and not _answered(finished):
-        finished = yield from _finish_one(live, grace)
-    return _answer(finished, _score)
-
-
-def _trajectories(root: Node, n: int, verify: bool) -> Part:
-    """Grow `n` whole answers and return the finished ones in node order, scored if `verify`."""
-    finished: list[Node] = []
-    partial: list[Node] = []
-    commands: list[Command] = [Expand((root,), n, "answer", each=True)]
-    grace = None
-    missing = n
-    try:
-        while missing:
-            outcome = yield commands
-            node = outcome.nodes[0]
-            grown = isinstance(outcome, Grown)
-            if grown:
-                (finished if node.done else partial).append(node)
-            if grown and verify and node.done:
-                commands = [Score((node,), each=True)]
-                continue
-            missing -= 1
-            commands = [Drop((node,))] if node.done else []
-    except Cut as cut:
-        grace = cut.grace
-        if not finished and not partial:
-            partial = [root]
-    if partial and not _answered(finished):
-        return (yield from _finish_one(partial, grace))
-    finished.sort(key=_ordinal)
-    return finished
-
-
-def _finish_one(partial: Sequence[Node], cap: int | None) -> Part:
-    """Grow the most promising of `partial` to its answer within `cap` tokens; return it if it ends.
-
-    That is the one with the highest last score, and among equals the longest.
-    """
-    if cap is not None and cap <= 0:
-        return []
-    best = max(partial, key=lambda node: (_last_score(node), node.path_tokens))
-    try:
-        outcome = yield [*_drop_all_but([best], partial), Expand((best,), 1, "answer", cap)]
-    except Cut:
-        return []
-    return [node for node in outcome.nodes if node.done]
-
-
-def _drop_all_but(live: Iterable[Node], nodes: Iterable[Node]) -> list[Command]:
-    """Drop the largest subtrees around `nodes` that hold none of `live`, the root's excepted."""
-    needed: set[Node] = set()
-    for node in live:
-        at: Node | None = node
-        while at is not None and at not in needed:
-            needed.add(at)
-            at = at.parent
-    lost: dict[Node, None] = {}  # in order, once each
-    for node in nodes:
-        if node in needed:
-            continue
-        while (parent := node.parent) is not None and parent.parent is not None:
-            if parent in needed:
-                break
-            node = parent
-        if node.parent is not None:
-            lost[node] = None
-    return [Drop(tuple(lost))] if lost else []
-
-
-def _answer(finished: Sequence[Node], rank: Callable[[Node], float]) -> Answer:
-    """Answer with the first node of the highest rank, which is also the signal."""
-    answered = _answered(finished)
-    if not answered:
-        return NO_ANSWER
-    best = max(answered, key=rank)
-    return Answer(best, best.answer, _signal(rank(best)), len(finished))
-
-
-def _vote(finished: Sequence[Node], weight: Callable[[Node], float], n: int) -> Answer:
-    """Answer with the largest sum of weights; its share counts what is missing from `n` as lost.
-
-    The answer's node is its heaviest. Without any weight the first finished answer has to do.
-    """
-    voters = [node for node in finished if weight(node) > 0]
-    answered = _answered(voters)
-    if not answered:
-        return _answer(finished, _unscored)
-    sums: dict[int | None, float] = {}
-    for node in answered:
-        sums[node.answer] = sums.get(node.answer, 0.0) + weight(node)
-    label = max(sums, key=sums.__getitem__)
-    share = sums[label] / sum(map(weight, voters)) * (len(voters) / n)
-    best = max((node for node in answered if node.answer == label), key=weight)
-    return Answer(best, label, min(1.0, share), len(finished))
-
-
-def _answered(finished: Iterable[Node]) -> list[Node]:
-    return [node for node in finished if node.answer is not None]
-
-
-def _best(nodes: Sequence[Node], width: int) -> list[Node]:
-    return sorted(nodes, key=_score, reverse=True)[:width]
-
-
-def _ordinal(node: Node) -> int:
-    return node.ordinal
-
-
-def _score(node: Node) -> float:
-    """The score, or one below all scores where there is none."""
-    return node.score if node.score == node.score else -1.0
-
-
-def _last_score(node: Node) -> float:
-    """The last score on the path to `node`, or one below all scores."""
-    at: Node | None = node
-    while at is not None:
-        if at.score == at.score:
-            return at.score
-        at = at.parent
-    return -1.0
-
-
-def _unscored(_: Node) -> float:
-    return -1.0
-
-
-def _signal(rank: float) -> float:
-    return rank if rank >= 0 else UNOBSERVED
+Value = int | float | str
+Params = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A whole-number setting of an algorithm and the range in which it makes sense."""
+    """A setting of an algorithm: a whole number, a real number or a choice, as its default is."""
 
-    default: int
-    low: int
-    high: int
+    default: Value
     meaning: str
+    low: float = 0  # least and greatest value of a number
+    high: float = 0
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How big a search with given parameters is; an estimate where it depends on the question."""
+
+    side: int  # branches that grow side by side
+    kept: int  # paths whose KV is held between steps
+    branches: float  # branches grown in all, for a question of eight steps
+    trajectories: int  # finished trajectories at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,11 +84,70 @@ class Algorithm:
     function: Callable[..., Search]
     parameters: Mapping[str, Parameter]
     needs_verifier: bool
+    shape: Callable[[Params], Shape]
     description: str
+    signal: str  # what the signal of its answer is
     source: str
+    in_order: bool = True  # False: its answer depends on which trajectory happens to end first
 
 
-_N: Final = Parameter(16, 1, 65_536, "trajectories grown for one answer")
+STEPS: Final = 8.0
+"""Steps of a typical trajectory, for `Shape.branches`. Source: assumed, near math-500's 6.5."""
+
+
+def _whole(default: int, high: int, meaning: str) -> Parameter:
+    return Parameter(default, meaning, 1, high)
+
+
+def _share(default: float, meaning: str) -> Parameter:
+    return Parameter(default, meaning, 0.0, 1.0)
+
+
+_N: Final = _whole(16, 65_536, "trajectories grown for one answer")
+_WINDOW: Final = _whole(4, 65_536, "trajectories grown at a time")
+_CERTAINTY: Final = _share(0.95, "posterior probability of the leading answer that stops the vote")
+_WIDTH: Final = _whole(4, 4_096, "beams kept after each step")
+_EXPAND: Final = _whole(4, 4_096, "children grown from each beam a step")
+_MAX_STEPS: Final = _whole(40, 1_000, "expansions; the last runs to the answer")
+_AGGREGATE: Final = Parameter(
+    "last",
+    "how the scores of a trajectory's steps become one",
+    choices=tuple(AGGREGATES),
+)
+
+
+def _flat(p: Params) -> Shape:
+    n = int(p.get("n", 1))
+    steps = 1.0 if p.get("aggregate", "last") == "last" else STEPS
+    return Shape(n, n, n * steps, n)
+
+
+def _adaptive(p: Params) -> Shape:
+    side = min(int(p["n"]), int(p["window"]))
+    return Shape(side, side, float(p["n"]), int(p["n"]))
+
+
+def _levels(paths: str) -> Callable[[Params], Shape]:
+    def shape_of(p: Params) -> Shape:
+        kept = int(p[paths])
+        side = kept * int(p.get("expand", 1))
+        return Shape(side, kept, STEPS * side, kept)
+
+    return shape_of
+
+
+def _mcts(p: Params) -> Shape:
+    grown = int(p["simulations"]) * int(p["expand"])
+    side = min(int(p["parallel"]), int(p["simulations"])) * int(p["expand"])
+    return Shape(side, max(side, grown // 4), float(grown), grown)
+
+
+_SCORE_OF_ANSWER: Final = "the score of the answer"
+_SHARE_OF_VOTES: Final = "the answer's share of the n votes"
+_SHARE_OF_SCORES: Final = (
+    "the answer's share of the scores, times the part of the n that was scored"
+)
+_POSTERIOR: Final = "the posterior mean share of the answer, (its weight + 1) / (all weights + 2)"
 
 ALGORITHMS: Final[Mapping[str, Algorithm]] = MappingProxyType(
     {
@@ -257,43 +155,155 @@ ALGORITHMS: Final[Mapping[str, Algorithm]] = MappingProxyType(
             direct,
             MappingProxyType({}),
             False,
+            _flat,
             "One trajectory, no verifier: what a plain chat completion does.",
+            "0.5: nothing was observed",
             "the baseline, pass@1",
         ),
         "best_of_n": Algorithm(
             best_of_n,
-            MappingProxyType({"n": _N}),
+            MappingProxyType({"n": _N, "aggregate": _AGGREGATE}),
             True,
-            "Grow n trajectories, score each at its end, answer with the best score.",
+            _flat,
+            "Grow n trajectories, score each, answer with the best.",
+            _SCORE_OF_ANSWER,
             "Cobbe et al., Training Verifiers to Solve Math Word Problems, arXiv 2110.14168",
         ),
         "self_consistency": Algorithm(
             self_consistency,
             MappingProxyType({"n": _N}),
             False,
+            _flat,
             "Grow n trajectories and answer with the most frequent answer.",
+            _SHARE_OF_VOTES,
             "Wang et al., Self-Consistency Improves Chain of Thought Reasoning, arXiv 2203.11171",
         ),
         "weighted_vote": Algorithm(
             weighted_vote,
-            MappingProxyType({"n": _N}),
+            MappingProxyType({"n": _N, "aggregate": _AGGREGATE}),
             True,
+            _flat,
             "Grow n trajectories, score each, answer with the largest sum of scores.",
+            _SHARE_OF_SCORES,
             "Li et al., Making Language Models Better Reasoners with Step-Aware Verifier, "
             "arXiv 2206.02336",
+        ),
+        "first_finish": Algorithm(
+            first_finish,
+            MappingProxyType({"n": _N}),
+            False,
+            _flat,
+            "Grow n trajectories, answer with the first that ends, cancel the others.",
+            "0.5: nothing was observed",
+            "Agarwal et al., First Finish Search, arXiv 2505.18149",
+            in_order=False,
+        ),
+        "adaptive_consistency": Algorithm(
+            adaptive_consistency,
+            MappingProxyType({"n": _N, "window": _WINDOW, "certainty": _CERTAINTY}),
+            False,
+            _adaptive,
+            "A majority vote that stops as soon as its leader is certain to stay ahead.",
+            _POSTERIOR,
+            "Aggarwal et al., Let's Sample Step by Step: Adaptive-Consistency, arXiv 2305.11860",
+        ),
+        "adaptive_vote": Algorithm(
+            adaptive_vote,
+            MappingProxyType({"n": _N, "window": _WINDOW, "certainty": _CERTAINTY}),
+            True,
+            _adaptive,
+            "A weighted vote that stops as soon as its leader is certain to stay ahead.",
+            _POSTERIOR,
+            "the rule of arXiv 2305.11860 on the weights of arXiv 2206.02336; stopping on certainty: "
+            "Fu et al., Certaindex, arXiv 2412.20993",
         ),
         "beam": Algorithm(
             beam,
             MappingProxyType(
                 {
-                    "width": Parameter(4, 1, 4_096, "beams kept after each step"),
-                    "expand": Parameter(4, 1, 4_096, "children grown from each beam a step"),
-                    "max_steps": Parameter(40, 1, 1_000, "expansions; the last runs to the answer"),
+                    "width": _WIDTH,
+                    "expand": _EXPAND,
+                    "max_steps": _MAX_STEPS,
+                    "aggregate": _AGGREGATE,
                 }
             ),
             True,
+            _levels("width"),
             "Grow step by step, keeping the best partial trajectories by verifier score.",
+            "the aggregated score of the answer's trajectory",
             "Snell et al., Scaling LLM Test-Time Compute Optimally, arXiv 2408.03314, section 5.1",
+        ),
+        "dvts": Algorithm(
+            dvts,
+            MappingProxyType(
+                {
+                    "subtrees": _whole(4, 4_096, "independent paths"),
+                    "expand": _EXPAND,
+                    "max_steps": _MAX_STEPS,
+                }
+            ),
+            True,
+            _levels("subtrees"),
+            "Independent paths that each take the best of a few children at every step.",
+            _SCORE_OF_ANSWER,
+            "Beeching, Tunstall, Rush, Scaling test-time compute with open models (diverse verifier "
+            "tree search), Hugging Face, 2024-12-16",
+        ),
+        "rebase": Algorithm(
+            rebase,
+            MappingProxyType(
+                {
+                    "n": _whole(16, 65_536, "paths grown side by side"),
+                    "temperature": Parameter(
+                        0.2, "of the softmax that shares children out by score", 0.001, 1_000.0
+                    ),
+                    "max_steps": _MAX_STEPS,
+                }
+            ),
+            True,
+            _levels("n"),
+            "Share a number of paths out by the softmax of the scores at every step, then vote.",
+            _SHARE_OF_SCORES,
+            "Wu et al., Inference Scaling Laws (reward balanced search), arXiv 2408.00724",
+        ),
+        "tree_search": Algorithm(
+            tree_search,
+            MappingProxyType(
+                {
+                    "width": _whole(4, 4_096, "paths kept after each step"),
+                    "expand": _whole(2, 4_096, "children grown from a node at a time"),
+                    "max_children": _whole(6, 4_096, "a node is widened no more from this many on"),
+                    "confidence": _share(0.8, "score of a child that makes widening unnecessary"),
+                    "margin": _share(0.5, "a path that scores this much below the best is pruned"),
+                    "stop": _share(0.99, "score of a finished trajectory that ends the search"),
+                    "max_steps": _MAX_STEPS,
+                }
+            ),
+            True,
+            _levels("width"),
+            "Follow a few paths, widening a node only while none of its children convinces.",
+            _SCORE_OF_ANSWER,
+            "Chaslot et al., Progressive Strategies for Monte-Carlo Tree Search, 2008 (progressive "
+            "widening), with the verifier's confidence in place of visit counts",
+        ),
+        "mcts": Algorithm(
+            mcts,
+            MappingProxyType(
+                {
+                    "simulations": _whole(32, 65_536, "expansions, or revisits of an end"),
+                    "expand": _whole(4, 4_096, "children grown from a leaf"),
+                    "exploration": Parameter(
+                        1.0, "weight of the PUCT bonus against the mean value", 0.0, 1_000.0
+                    ),
+                    "parallel": _whole(4, 4_096, "leaves expanded at a time"),
+                }
+            ),
+            True,
+            _mcts,
+            "Expand the leaf of the highest PUCT value, worth its verifier score, then vote.",
+            "the answer's share of the scores of all ends",
+            "Silver et al., Mastering the game of Go without human knowledge, 2017 (PUCT); process "
+            "rewards as values: Zhang et al., ReST-MCTS*, arXiv 2406.03816",
         ),
     }
 )
@@ -302,3 +312,8 @@ ALGORITHMS: Final[Mapping[str, Algorithm]] = MappingProxyType(
 def needs_verifier(algorithm: str) -> bool:
     """Say whether the algorithm of this name asks for scores. Raises: KeyError for another name."""
     return ALGORITHMS[algorithm].needs_verifier
+
+
+def shape(algorithm: str, params: Params) -> Shape:
+    """How big the algorithm is with these (complete) parameters. Raises: KeyError for another name."""
+    return ALGORITHMS[algorithm].shape(params)

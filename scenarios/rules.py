@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from scenarios import units
-from scenarios.schema import NEEDS_VERIFIER, SEARCH_PARAMETERS
+from scenarios.schema import BUDGETS, NEEDS_VERIFIER, PARAMETERS, SEARCH_PARAMETERS
 
 Keys = tuple[str, ...]
 Finding = tuple[Keys, str, str]  # where, what is wrong, the way out
@@ -133,7 +133,7 @@ def _class(path: Keys, item: Any, tiers: dict[str, Any], trace: bool) -> Iterato
     yield from _shares((*path, "tiers"), own)
 
 
-_SEARCH_KEYS: Final = frozenset({"algorithm", "n", "width", "expand", "max_steps", "max_tokens"})
+_SEARCH_KEYS: Final = frozenset({"algorithm", *PARAMETERS, *BUDGETS})
 
 
 def _search(path: Keys, tier: dict[str, Any], verifier: bool) -> Iterator[Finding]:
@@ -142,9 +142,9 @@ def _search(path: Keys, tier: dict[str, Any], verifier: bool) -> Iterator[Findin
     allowed = SEARCH_PARAMETERS.get(algorithm) if isinstance(algorithm, str) else None
     if allowed is None or not set(search) <= _SEARCH_KEYS:
         return
-    for key in ("n", "width", "expand", "max_steps"):
+    for key in PARAMETERS:
         if key in search and key not in allowed:
-            takes = f"{algorithm} takes {', '.join((*allowed, 'max_tokens'))}"
+            takes = f"{algorithm} takes {', '.join((*allowed, *BUDGETS))}"
             users = [name for name, parameters in SEARCH_PARAMETERS.items() if key in parameters]
             message = f"{algorithm} has no {key}"
             yield (*path, "search", key), message, f"{takes}; {key} belongs to {', '.join(users)}"

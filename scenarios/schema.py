@@ -36,6 +36,8 @@ from scenarios.arrivals import (
 from scenarios.fields import (
     Multiple,
     Name,
+    Number,
+    Positive,
     Seconds,
     Share,
     Strict,
@@ -49,7 +51,9 @@ from scenarios.fields import (
 from scenarios.pools import Engine, Kv, Latency, Pool
 
 __all__ = [
+    "BUDGETS",
     "NEEDS_VERIFIER",
+    "PARAMETERS",
     "QUESTION_KINDS",
     "SEARCH_PARAMETERS",
     "Arrivals",
@@ -124,34 +128,74 @@ class Workload(Strict):
     classes: Annotated[dict[Name, QueryClass], Field(min_length=1)]
 
 
-class Search(Strict):
-    """How a tier thinks; which parameters belong to which algorithm is in `SEARCH_PARAMETERS`."""
-
-    algorithm: Literal["direct", "best_of_n", "self_consistency", "weighted_vote", "beam"] = (
-        "direct"
-    )
-    n: Annotated[Whole, Field(le=65_536)] | None = None
-    width: Annotated[Whole, Field(le=4096)] | None = None
-    expand: Annotated[Whole, Field(le=4096)] | None = None
-    max_steps: Annotated[Whole, Field(le=1000)] | None = None
-    max_tokens: WholeTokens | None = None
-
-    @property
-    def parameters(self) -> dict[str, int]:
-        """The algorithm's own parameters that were given (`max_tokens` is the driver's)."""
-        given = {name: getattr(self, name) for name in ("n", "width", "expand", "max_steps")}
-        return {name: value for name, value in given.items() if value is not None}
-
+Fan = Annotated[Whole, Field(le=4096)]
+Many = Annotated[Whole, Field(le=65_536)]
+Unit = Annotated[Share, Field(ge=0, le=1)]
 
 # algorithm -> its parameters; models/search.py has the same names, and their defaults
 SEARCH_PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
     "direct": (),
-    "best_of_n": ("n",),
+    "best_of_n": ("n", "aggregate"),
     "self_consistency": ("n",),
-    "weighted_vote": ("n",),
-    "beam": ("width", "expand", "max_steps"),
+    "weighted_vote": ("n", "aggregate"),
+    "first_finish": ("n",),
+    "adaptive_consistency": ("n", "window", "certainty"),
+    "adaptive_vote": ("n", "window", "certainty"),
+    "beam": ("width", "expand", "max_steps", "aggregate"),
+    "dvts": ("subtrees", "expand", "max_steps"),
+    "rebase": ("n", "temperature", "max_steps"),
+    "tree_search": (
+        "width",
+        "expand",
+        "max_children",
+        "confidence",
+        "margin",
+        "stop",
+        "max_steps",
+    ),
+    "mcts": ("simulations", "expand", "exploration", "parallel"),
 }
-NEEDS_VERIFIER: Final = frozenset({"best_of_n", "weighted_vote", "beam"})
+NEEDS_VERIFIER: Final = frozenset(
+    {"best_of_n", "weighted_vote", "adaptive_vote", "beam", "dvts", "rebase", "tree_search", "mcts"}
+)
+
+
+class Search(Strict):
+    """How a tier thinks; which parameters belong to which algorithm is in `SEARCH_PARAMETERS`."""
+
+    algorithm: Literal[
+        "direct", "best_of_n", "self_consistency", "weighted_vote", "first_finish",
+        "adaptive_consistency", "adaptive_vote", "beam", "dvts", "rebase", "tree_search", "mcts",
+    ] = "direct"  # fmt: skip
+    n: Many | None = None
+    aggregate: Literal["last", "min", "product", "mean", "max"] | None = None
+    window: Many | None = None
+    certainty: Unit | None = None
+    width: Fan | None = None
+    subtrees: Fan | None = None
+    expand: Fan | None = None
+    max_children: Fan | None = None
+    confidence: Unit | None = None
+    margin: Unit | None = None
+    stop: Unit | None = None
+    temperature: Annotated[Positive, Field(ge=0.001, le=1000)] | None = None
+    simulations: Many | None = None
+    exploration: Annotated[Number, Field(ge=0, le=1000)] | None = None
+    parallel: Fan | None = None
+    max_steps: Annotated[Whole, Field(le=1000)] | None = None
+    max_tokens: WholeTokens | None = None
+
+    @property
+    def parameters(self) -> dict[str, int | float | str]:
+        """The algorithm's own parameters that were given (the budgets are the driver's)."""
+        given = {name: getattr(self, name) for name in PARAMETERS}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+BUDGETS: Final = ("max_tokens",)  # what any search may be limited by
+PARAMETERS: Final = tuple(
+    name for name in Search.model_fields if name != "algorithm" and name not in BUDGETS
+)
 
 
 class Budget(Strict):

@@ -11,6 +11,7 @@ import numpy as np
 
 from models import controller
 from models.latency import StepCost
+from models.search import shape
 from scenarios.schema import Pool, Scenario, Search
 from sim.estimate import mean
 from sim.metrics import PoolMetrics, answered, pool_table, span_s, tier_table
@@ -115,11 +116,9 @@ def pool_bound(
 
 def width(search: Search) -> tuple[int, int]:
     """Branches that a search grows side by side, and how many paths it keeps between steps."""
-    params = controller.plan(search.algorithm, None, **search.parameters).params
-    if search.algorithm == "beam":
-        return params["width"] * params["expand"], params["width"]
-    n = params.get("n", 1)
-    return n, n
+    chosen = controller.plan(search.algorithm, None, **search.parameters)
+    big = shape(chosen.algorithm, chosen.params)
+    return big.side, big.kept
 
 
 def demand(queries: Table, scenario: Scenario, pool: Pool, rate_per_s: float) -> Demand:

@@ -6,7 +6,6 @@ and an absurd scenario is refused before it runs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from models.latency import CapacityError, LatencyError, StepCost, kv_pages, step
 from models.lengths import Quantile, quantile
 from models.presets import PresetError
 from models.question import QuestionModel, question_model
-from models.search import ALGORITHMS
+from models.search import ALGORITHMS, shape
 from models.verifier import VerifierModel, verifier_model
 from scenarios.errors import UserError
 from scenarios.loader import Loaded
@@ -151,11 +150,8 @@ def estimate(resolved: Resolved) -> Estimate:
 
 
 def grown(chosen: Plan) -> float:
-    """Guess how many branches one query's search grows (a beam: eight steps deep)."""
-    parameters = chosen.params
-    if "width" in parameters:
-        return 8.0 * parameters["width"] * parameters["expand"]
-    return float(parameters.get("n", 1))
+    """Guess how many branches one query's search grows (step by step: eight steps deep)."""
+    return shape(chosen.algorithm, chosen.params).branches
 
 
 def _plan(loaded: Loaded, name: str, tier: Tier) -> Plan:
@@ -170,7 +166,7 @@ def _plan(loaded: Loaded, name: str, tier: Tier) -> Plan:
         raise UserError(f"{loaded.where(['tiers', name, 'search'])}: {error}") from None
     budget = tier.promise.budget if tier.promise is not None else None
     if budget is not None and budget.trajectories is not None:
-        asked = math.prod(chosen.params.get(key, 1) for key in ("n", "width"))
+        asked = shape(chosen.algorithm, chosen.params).trajectories
         if asked > budget.trajectories:
             raise UserError(
                 f"{loaded.where(['tiers', name, 'promise', 'budget'])}: the tier promises at most "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.models.toy_world import ToyWorld
 
 def test_a_plan_fills_in_the_defaults_of_its_algorithm() -> None:
     chosen = plan("beam", width=2, max_steps=None)
-    assert chosen.params == {"width": 2, "expand": 4, "max_steps": 40}
+    assert chosen.params == {"width": 2, "expand": 4, "max_steps": 40, "aggregate": "last"}
     assert chosen.max_tokens is None
     assert plan("direct", n=None).params == {}
 
@@ -33,7 +34,7 @@ def test_a_plan_is_a_value_that_can_be_compared_hashed_and_sent_to_a_worker() ->
         ("best-of-n", {}, "search algorithm 'best-of-n' does not exist; did you mean 'best_of_n'?"),
         ("zzz", {}, "search algorithm 'zzz' does not exist; it has: direct, best_of_n, "),
         ("beam", {"widht": 2}, "search beam has no parameter 'widht'; did you mean 'width'?"),
-        ("best_of_n", {"width": 2}, "search best_of_n has no parameter 'width'; it has: n"),
+        ("best_of_n", {"width": 2}, "search best_of_n has no parameter 'width'; it has: n, "),
         ("direct", {"n": 4}, "search direct has no parameter 'n'; it has none: leave it out"),
         (
             "best_of_n",
@@ -42,11 +43,15 @@ def test_a_plan_is_a_value_that_can_be_compared_hashed_and_sent_to_a_worker() ->
         ),
         ("best_of_n", {"n": 2.5}, "must be a whole number, not 2.5"),
         ("best_of_n", {"n": True}, "must be a whole number, not True"),
+        ("best_of_n", {"aggregate": "sum"}, "must be one of last, min, product, mean, max, not 's"),
+        ("rebase", {"temperature": 0}, "by score) must be between 0.001 and 1000, not 0"),
+        ("rebase", {"temperature": "1"}, "must be a number, not '1'"),
+        ("adaptive_vote", {"certainty": 2.0}, "stops the vote) must be between 0 and 1, not 2.0"),
         ("direct", {"max_tokens": 0}, "max_tokens (tokens generated for one query) must be at lea"),
     ],
 )
 def test_a_wrong_plan_is_refused_with_the_way_out(
-    algorithm: str, settings: dict[str, int], message: str
+    algorithm: str, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(PlanError) as error:
         plan(algorithm, **settings)

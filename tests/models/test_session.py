@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from models.session import RESERVE_DIVISOR, SearchError, Session, Work, node_path
 from models.tree import Answer, Cut, Drop, Expand, Grown, Node, Score, Scored, Search, Tree
-from tests.models.toy_world import CASES, ToyWorld, in_random_order, play, start
+from tests.models.toy_world import CASES, IN_ORDER, ToyWorld, in_random_order, play, start
 
 KEYS = st.integers(0, 10_000)
 
@@ -383,7 +383,7 @@ def test_no_search_exceeds_its_budget_and_each_answers(
     free = Session(start(case, again := ToyWorld(key)), again)
     play(free)
     assert free.cut_reason is None
-    if session.cut_reason is None:
+    if session.cut_reason is None and case in IN_ORDER:
         assert session.answer.answer == free.answer.answer  # type: ignore[union-attr]
         assert session.tokens == free.tokens
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 from models.keyed import child_key, mix
 from models.search import ALGORITHMS
@@ -71,22 +72,54 @@ class ToyWorld:
         return answer == 0
 
 
-SETTINGS: dict[str, list[dict[str, int]]] = {
+def _tree(**given: float) -> dict[str, float]:
+    return {"stop": 1.0, "max_steps": 9} | given
+
+
+SETTINGS: dict[str, list[dict[str, Any]]] = {
     "direct": [{}],
-    "best_of_n": [{"n": 1}, {"n": 5}],
+    "best_of_n": [{"n": 1}, {"n": 5}, {"n": 4, "aggregate": "min"}],
     "self_consistency": [{"n": 1}, {"n": 6}],
-    "weighted_vote": [{"n": 7}],
+    "weighted_vote": [{"n": 7}, {"n": 3, "aggregate": "mean"}],
     "beam": [
         {"width": 1, "expand": 1, "max_steps": 9},
         {"width": 2, "expand": 3, "max_steps": 9},
         {"width": 3, "expand": 2, "max_steps": 2},
         {"width": 4, "expand": 1, "max_steps": 1},
+        {"width": 2, "expand": 2, "max_steps": 9, "aggregate": "product"},
+    ],
+    "first_finish": [{"n": 1}, {"n": 5}],
+    "adaptive_consistency": [
+        {"n": 9, "window": 2, "certainty": 0.8},
+        {"n": 5, "window": 3, "certainty": 1.0},
+    ],
+    "adaptive_vote": [{"n": 8, "window": 3, "certainty": 0.75}],
+    "dvts": [
+        {"subtrees": 3, "expand": 2, "max_steps": 9},
+        {"subtrees": 1, "expand": 3, "max_steps": 2},
+        {"subtrees": 4, "expand": 1, "max_steps": 1},
+    ],
+    "rebase": [
+        {"n": 5, "temperature": 0.2, "max_steps": 9},
+        {"n": 4, "temperature": 5.0, "max_steps": 2},
+        {"n": 1, "temperature": 0.01, "max_steps": 1},
+    ],
+    "tree_search": [
+        _tree(width=2, expand=2, max_children=5, confidence=0.6, margin=0.3, stop=0.7),
+        _tree(width=1, expand=1, max_children=1, confidence=0.0, margin=0.0, stop=0.0),
+        _tree(width=3, expand=1, max_children=3, confidence=1.0, margin=1.0, max_steps=2),
+    ],
+    "mcts": [
+        {"simulations": 9, "expand": 2, "exploration": 1.0, "parallel": 3},
+        {"simulations": 4, "expand": 3, "exploration": 0.0, "parallel": 1},
+        {"simulations": 1, "expand": 1, "exploration": 9.0, "parallel": 5},
     ],
 }
 CASES = [(name, params) for name, many in SETTINGS.items() for params in many]
+IN_ORDER = [case for case in CASES if ALGORITHMS[case[0]].in_order]
 
 
-def start(case: tuple[str, dict[str, int]], world: ToyWorld) -> Search:
+def start(case: tuple[str, dict[str, Any]], world: ToyWorld) -> Search:
     name, params = case
     return ALGORITHMS[name].function(Tree(world.root), **params)
 

@@ -84,7 +84,7 @@ class House:
         at_s: float = 0.0,
         max_tokens: int | None = None,
         prefix: Prefix = (),
-        **parameters: int,
+        **parameters: Any,
     ) -> None:
         """Let a query arrive at `at_s`."""
 
