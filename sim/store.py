@@ -237,15 +237,21 @@ def _read_table(place: Path, name: str, files: Mapping[str, Any]) -> Table:
     if required - found or found - allowed:
         lacks, extra = sorted(required - found), sorted(found - allowed)
         raise _broken(place / file, f"lacks the columns {lacks}, has unknown ones {extra}")
-    return {
-        column: np.array(
-            stored.column(column).to_pylist()
-            if documented(column).dtype == "U"
-            else stored.column(column).to_numpy(),
-            dtype=np.dtype(documented(column).dtype),
-        )
-        for column in stored.column_names
-    }
+    return {name: _numpy(stored.column(name), documented(name)) for name in stored.column_names}
+
+
+def _numpy(stored: pa.ChunkedArray, column: Column) -> Any:
+    """One column as NumPy; words are looked up by their codes, not one by one."""
+    dtype = np.dtype(column.dtype)
+    if column.dtype != "U":
+        return np.array(stored.to_numpy(), dtype=dtype)
+    if not pa.types.is_dictionary(stored.type):
+        stored = stored.dictionary_encode()
+    stored = stored.unify_dictionaries().combine_chunks()
+    if isinstance(stored, pa.ChunkedArray):  # of no chunk at all
+        return np.array([], dtype)
+    words = np.array(stored.dictionary.to_pylist() or [""], dtype)
+    return words[stored.indices.to_numpy(zero_copy_only=False)]
 
 
 def _bytes(place: Path, file: str, files: Mapping[str, Any]) -> bytes:
