@@ -11,12 +11,40 @@ if sys.path[:1] != [str(HERE.parent)]:  # before any other folder that holds a `
 
 import streamlit as st  # noqa: E402  # the path comes first
 
+from dashboards import page  # noqa: E402
+
+VIEWS = {
+    "": (("overview", "Overview", ":material/forest:"),),
+    "One run": (
+        ("latency", "Latency", ":material/timer:"),
+        ("quality", "Quality", ":material/target:"),
+        ("kv", "KV memory", ":material/memory:"),
+        ("pricing", "Pricing", ":material/payments:"),
+        ("search", "One query", ":material/account_tree:"),
+    ),
+    "What if": (
+        ("scenario", "Scenario", ":material/edit_note:"),
+        ("compare", "Compare", ":material/balance:"),
+        ("capacity", "Capacity", ":material/trending_up:"),
+        ("runs", "Runs", ":material/folder:"),
+    ),
+    "Basis": (("hardware", "Hardware", ":material/developer_board:"),),
+}
+
 
 def main() -> None:
     """Lay out the page."""
     st.set_page_config(page_title="Treeline", page_icon="🌲", layout="wide")
-    st.session_state["runs"] = sys.argv[1] if len(sys.argv) > 1 else "runs"
-    st.navigation([st.Page(HERE / "views" / "overview.py", title="Overview", icon="🌲")]).run()
+    page.desk(sys.argv[1:3])
+    shown = {
+        group: [
+            st.Page(HERE / "views" / f"{name}.py", title=title, icon=icon, url_path=name)
+            for name, title, icon in views
+            if (HERE / "views" / f"{name}.py").is_file()
+        ]
+        for group, views in VIEWS.items()
+    }
+    st.navigation({group: pages for group, pages in shown.items() if pages}).run()
 
 
 main()

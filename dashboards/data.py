@@ -3,47 +3,101 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from scenarios import document
 from scenarios.errors import UserError
-from sim.store import Stored, load
+from sim.store import GIVEN, MANIFEST, Stored, load
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run directory: its tables, its summary (the report's figures) and its scenario as YAML."""
+    """A run directory: its tables, its summary (the report's figures) and its scenario as given."""
 
     name: str
     stored: Stored
     summary: dict[str, Any]
+    given: dict[str, Any]
 
 
 def names(folder: Path) -> list[str]:
     """Names of the run directories in `folder`, the newest first; none where there is no folder."""
     if not folder.is_dir():
         return []
-    found = [p for p in folder.iterdir() if (p / "manifest.json").is_file() and _inside(p, folder)]
-    return [p.name for p in sorted(found, key=lambda p: -p.stat().st_mtime)]
+    found = [
+        (p.stat().st_mtime, p.name)
+        for p in folder.iterdir()
+        if not p.name.startswith(".") and (p / MANIFEST).is_file() and _inside(p, folder)
+    ]
+    return [name for _, name in sorted(found, key=lambda item: (-item[0], item[1]))]
 
 
 def read(folder: Path, name: str) -> Run:
     """Read one run of `folder`. Raises UserError where it is not one, or broken."""
-    if name not in names(folder):
-        raise UserError(f"There is no run {name!r} here. Choose one from the list.")
-    place = folder / name
+    place = _place(folder, name)
+    summary = _summary(place, name)
     stored = load(place)
     try:
+        text = (place / GIVEN).read_text(encoding="utf-8")
+        given = document.read(text, GIVEN).plain()
+    except (OSError, ValueError, UserError):
+        given = {}  # the tables and the summary say everything else
+    return Run(name, stored, summary, given if isinstance(given, dict) else {})
+
+
+def head(folder: Path, name: str) -> dict[str, Any]:
+    """The summary of one run without its tables, and `made`, the time it was written (s, epoch).
+
+    Raises UserError where it is not a run, or broken.
+    """
+    place = _place(folder, name)
+    return {**_summary(place, name), "made": (place / MANIFEST).stat().st_mtime}
+
+
+def rename(folder: Path, name: str, new: str) -> None:
+    """Give a run another name. Raises UserError for one that is taken or no plain name."""
+    place = _place(folder, name)
+    if not _NAME.fullmatch(new) or ".." in new:
+        raise UserError(
+            "A name has letters, digits and _ . = - only, and begins with one of the first."
+        )
+    if (folder / new).exists():
+        raise UserError(f"There is a {new!r} already. Choose another name.")
+    place.rename(folder / new)
+
+
+def delete(folder: Path, name: str) -> None:
+    """Remove a run. Raises UserError where there is none of this name."""
+    place = _place(folder, name)
+    aside = folder / f".{name}.deleted"
+    place.rename(aside)  # gone at once, however long the removal takes
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _place(folder: Path, name: str) -> Path:
+    if name not in names(folder):
+        raise UserError(f"There is no run {name!r} here. Choose one from the list.")
+    return folder / name
+
+
+def _summary(place: Path, name: str) -> dict[str, Any]:
+    try:
         summary = json.loads((place / "summary.json").read_text(encoding="utf-8"))
-        summary["tiers"], summary["verdict"]["text"], summary["money"]["tiers"]
+        summary["tiers"], summary["verdict"]["text"], summary["money"]["tiers"], summary["pools"]
+        summary["binding"]["sentence"], summary["seed"], summary["scenario"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"Run {name!r} has no readable summary.json. Make it again: treeline run SCENARIO "
             f"--out {name} --force"
         ) from None
-    return Run(name, stored, summary)
+    return dict(summary)
 
 
 def _inside(place: Path, folder: Path) -> bool:
-    return place.is_dir() and place.resolve().parent == folder.resolve()
+    return place.is_dir() and not place.is_symlink() and place.resolve().parent == folder.resolve()

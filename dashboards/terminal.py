@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,9 +36,12 @@ def progress(what: str, *, quiet: bool) -> Iterator[Tell | None]:
     """A bar on stderr that is gone when the work is done; one line where stderr is no terminal.
 
     Yields the function to tell the finished share in [0, 1] and a word on it; None for silence.
+    Where the environment names a file in TREELINE_PROGRESS, progress goes there as JSON.
     """
     what = plain(what)
-    if quiet:
+    if file := os.environ.get("TREELINE_PROGRESS"):
+        yield _told_to(Path(file), what)
+    elif quiet:
         yield None
     elif not sys.stderr.isatty():
         print(f"simulating {what}", file=sys.stderr, flush=True)
@@ -52,6 +56,23 @@ def progress(what: str, *, quiet: bool) -> Iterator[Tell | None]:
             yield lambda share, text: bar.update(
                 task, completed=share, description=f"{what}: {plain(text)}"
             )
+
+
+def _told_to(file: Path, what: str) -> Tell:
+    """Write progress to a file, a few times a second, for a page that watches the run."""
+    last = 0.0
+
+    def tell(share: float, text: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < 0.2 and share < 1.0:
+            return
+        last = now
+        part = file.with_name(file.name + ".part")
+        part.write_text(json.dumps({"share": share, "doing": f"{what}: {text}"}), encoding="utf-8")
+        part.replace(file)
+
+    return tell
 
 
 def plain(text: str) -> str:

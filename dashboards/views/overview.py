@@ -2,52 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from dashboards import charts, data, words
-from scenarios.errors import UserError
-
-_SLASH = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>()#+-.!|$~:"})
-
-
-def plain(text: object) -> str:
-    """Text that may come from a scenario, so that Markdown shows it as it stands."""
-    return words.name(str(text), 400).translate(_SLASH)
-
-
-@st.cache_data(show_spinner="Reading the run", max_entries=8)
-def _read(folder: str, name: str, stamp: float) -> data.Run:
-    return data.read(Path(folder), name)
-
-
-def number(value: float | None) -> float:
-    """A figure of the summary, where null means that there is none."""
-    return float("nan") if value is None else value
+from dashboards import charts, data, page, words
+from dashboards.page import dollars, number, plain
 
 
 def main() -> None:
     """Show the run that was chosen."""
-    folder = Path(st.session_state.get("runs", "runs"))
-    names = data.names(folder)
-    if not names:
-        st.title("Treeline")
-        st.info("There is no run yet. Make the first one, it takes about ten seconds:")
-        st.code("treeline run scenarios/quickstart.yaml", language="bash")
-        st.caption("Then reload this page.")
-        return
-    asked = st.query_params.get("run")
-    start = names.index(asked) if asked in names else 0
-    name = st.sidebar.selectbox("Run", names, index=start)
-    st.query_params["run"] = name
-    try:
-        stamp = (folder / name / "manifest.json").stat().st_mtime
-        run = _read(str(folder), name, stamp)
-    except (UserError, OSError) as error:
-        st.error(plain(error))
-        return
+    run = page.run()
     _head(run)
     _tiers(run)
     left, right = st.columns(2)
@@ -77,12 +42,6 @@ def _head(run: data.Run) -> None:
             show = st.success
         show(plain(line))
     st.markdown(f"**Binding:** {plain(summary['binding']['sentence'])}")
-    kinds = {str(kind) for kind in run.stored.result.pools["cost_source_kind"]}
-    if kinds != {"measured"}:
-        st.caption(
-            f"Step costs: {', '.join(sorted(kinds))}. Figures rest on them; nothing here was "
-            "measured on your GPU."
-        )
 
 
 def _tiers(run: data.Run) -> None:
@@ -153,9 +112,11 @@ def _money(run: data.Run) -> None:
     bill = money["bill"]
     st.altair_chart(charts.money(parts, bill["idle_usd"]))
     st.caption(
-        f"Fleet: {words.number(number(bill['gpu_hours']))} GPU-hours, "
-        f"{words.usd(number(bill['total_usd']))} of which {words.usd(number(bill['idle_usd']))} idle, "
-        "warm-up and drain included.".replace("$", "\\$")
+        dollars(
+            f"Fleet: {words.number(number(bill['gpu_hours']))} GPU-hours, "
+            f"{words.usd(number(bill['total_usd']))} of which "
+            f"{words.usd(number(bill['idle_usd']))} idle, warm-up and drain included."
+        )
     )
 
 

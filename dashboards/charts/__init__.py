@@ -1,0 +1,35 @@
+"""Tables become charts: pure functions from columns to altair.Chart, few marks, units on every axis."""
+
+from dashboards.charts.base import PALETTE, POINTS, Chart
+from dashboards.charts.changes import changes
+from dashboards.charts.kv import kv_over_time, load_over_time, pages_by_tier
+from dashboards.charts.latency import PARTS, latency_cdf, over_time, time_spent, where_time_goes
+from dashboards.charts.money import money
+from dashboards.charts.quality import (
+    accuracy_by_compute,
+    by_difficulty,
+    joint,
+    marginals,
+    reliability,
+)
+
+__all__ = [
+    "PALETTE",
+    "PARTS",
+    "POINTS",
+    "Chart",
+    "accuracy_by_compute",
+    "by_difficulty",
+    "changes",
+    "joint",
+    "kv_over_time",
+    "latency_cdf",
+    "load_over_time",
+    "marginals",
+    "money",
+    "over_time",
+    "pages_by_tier",
+    "reliability",
+    "time_spent",
+    "where_time_goes",
+]

@@ -1,0 +1,140 @@
+"""What every view shares: the run that was chosen, kept in the address, and text that stays text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import streamlit as st
+
+from dashboards import data, words
+from scenarios.errors import UserError
+
+_SLASH: Final = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>()#+-.!|$~:"})
+_SHIPPED: Final = Path(__file__).resolve().parent.parent / "scenarios"
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What the page was started with: the folder of runs, that of scenarios, and data it may read."""
+
+    runs: Path
+    scenarios: Path
+    roots: tuple[Path, ...]
+
+
+def desk(words: Sequence[str] = ()) -> Desk:
+    """What `treeline dash RUNS [SCENARIOS]` named; `words` are set once, when the page starts."""
+    if words or "desk" not in st.session_state:
+        runs = Path(words[0] if words else "runs")
+        scenarios = Path(words[1]) if len(words) > 1 and words[1] else _SHIPPED
+        given = os.environ.get("TREELINE_DATA", "../shared/data")
+        roots = (Path(given),) if Path(given).is_dir() else ()
+        st.session_state["desk"] = Desk(runs, scenarios, roots)
+    found: Desk = st.session_state["desk"]
+    return found
+
+
+def plain(text: object, longest: int = 400) -> str:
+    """Text that may come from a scenario, so that Markdown shows it as it stands."""
+    return words.name(str(text), longest).translate(_SLASH)
+
+
+def number(value: float | None) -> float:
+    """A figure of a summary, where null means that there is none."""
+    return float("nan") if value is None else value
+
+
+def dollars(text: str) -> str:
+    """Text whose dollar signs are no formula."""
+    return text.replace("$", "\\$")
+
+
+def remembered(key: str, choices: Sequence[str], default: str) -> str:
+    """What the address asks for under `key`, else what was chosen last, else `default`."""
+    for asked in (st.query_params.get(key), st.session_state.get(f"kept {key}")):
+        if asked in choices:
+            return str(asked)
+    return default
+
+
+def keep(key: str, value: str) -> None:
+    """Put a choice into the address, so that it can be shared, and remember it for other pages."""
+    st.session_state[f"kept {key}"] = value
+    if st.query_params.get(key) != value:
+        st.query_params[key] = value
+
+
+def choose(
+    label: str, key: str, choices: Sequence[str], default: str = "", where: Any = None
+) -> str:
+    """A select box whose choice is in the address; `choices` is not empty."""
+    start = remembered(key, choices, default or choices[0])
+    found = (where or st).selectbox(label, choices, index=list(choices).index(start))
+    keep(key, found)
+    return str(found)
+
+
+def read(folder: Path, name: str) -> data.Run:
+    """A run, read once for all visitors. Raises UserError, OSError."""
+    return _read(str(folder), name, (folder / name / "manifest.json").stat().st_mtime)
+
+
+@st.cache_resource(show_spinner="Reading the run", max_entries=6)
+def _read(folder: str, name: str, _stamp: float) -> data.Run:
+    return data.read(Path(folder), name)
+
+
+def run(title: str = "") -> data.Run:
+    """The run chosen at the side, below the view's title; the page ends here where there is none."""
+    folder = desk().runs
+    names = data.names(folder)
+    if title or not names:
+        st.title(title or "Treeline")
+    if not names:
+        empty()
+        st.stop()
+    name = choose("Run", "run", names, where=st.sidebar)
+    try:
+        found = read(folder, name)
+    except (UserError, OSError) as error:
+        st.error(plain(error))
+        st.stop()
+    origin(found)
+    return found
+
+
+def empty() -> None:
+    """What a first start shows instead of a run."""
+    st.info(
+        "There is no run yet. The quickstart takes about ten seconds: two L40S cards, three queries a "
+        "second, and whether careful answers pay."
+    )
+    if st.button("Run the quickstart", type="primary"):
+        st.session_state["start"] = "quickstart.yaml"
+        st.switch_page(_view("scenario"))
+    st.caption("Or in a terminal, then reload this page:")
+    st.code("treeline run scenarios/quickstart.yaml", language="bash")
+
+
+def origin(found: data.Run) -> None:
+    """Say on every page what the figures rest on, where they were not measured."""
+    kinds = {str(kind) for kind in found.stored.result.pools["cost_source_kind"]}
+    if kinds != {"measured"}:
+        st.sidebar.caption(
+            f"Step costs: {', '.join(sorted(kinds))}. Figures rest on them; nothing here was "
+            "measured on your GPU."
+        )
+
+
+def tier(found: data.Run, everything: str = "all tiers") -> str:
+    """The tier chosen at the side, or `everything`."""
+    names = [str(row["tier"]) for row in found.summary["tiers"]]
+    return choose("Tier", "tier", [everything, *names], where=st.sidebar)
+
+
+def _view(name: str) -> str:
+    return str(Path(__file__).resolve().parent / "views" / f"{name}.py")
