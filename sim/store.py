@@ -245,13 +245,13 @@ def _numpy(stored: pa.ChunkedArray, column: Column) -> Any:
     dtype = np.dtype(column.dtype)
     if column.dtype != "U":
         return np.array(stored.to_numpy(), dtype=dtype)
-    if not pa.types.is_dictionary(stored.type):
+    if not hasattr(stored.type, "value_type"):  # plain strings
         stored = stored.dictionary_encode()
-    stored = stored.unify_dictionaries().combine_chunks()
-    if isinstance(stored, pa.ChunkedArray):  # of no chunk at all
+    pieces = stored.unify_dictionaries().chunks
+    if not pieces:
         return np.array([], dtype)
-    words = np.array(stored.dictionary.to_pylist() or [""], dtype)
-    return words[stored.indices.to_numpy(zero_copy_only=False)]
+    words = np.array(pieces[0].dictionary.to_pylist() or [""], dtype)
+    return words[np.concatenate([piece.indices.to_numpy(zero_copy_only=False) for piece in pieces])]
 
 
 def _bytes(place: Path, file: str, files: Mapping[str, Any]) -> bytes:
