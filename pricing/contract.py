@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pricing.cost import FleetBill, price_queries, rates
 from scenarios.schema import Price, Scenario, Tier
@@ -15,6 +16,8 @@ from sim.metrics import answered, latencies, loosest
 from sim.records import Result, Table, measured, select, size
 
 _MILLION = 1e6  # tokens of a price per million
+_WINDOW_S = 60.0  # in which a committed rate is used or lost
+_HOUR = 3600.0  # s
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,11 @@ def price(
         rows = queries["tier"] == name
         if tier.price is None:
             continue
-        owed = charges(select(queries, rows), tier, tier.price)
+        mine = select(queries, rows)
+        charge, *back = charges(mine, tier, tier.price)
+        if tier.price.committed is not None:
+            charge = charge + commitment_fees(mine, result.pools, tier.price.committed.fee)
+        owed = (charge, *back)
         for column, values in zip(("charge_usd", "refund_usd", "credit_usd"), owed, strict=True):
             queries[column][rows] = values
     priced = replace(result, queries=queries)
@@ -85,11 +92,14 @@ def price(
 
 
 def charges(queries: Table, tier: Tier, price: Price) -> tuple[Floats, Floats, Floats]:
-    """Charge, refund and late credit of each query in USD, shape (rows,).
+    """Charge, refund and late credit of each query in USD for what it used, shape (rows,).
 
-    Only answers are charged; `per_answer` only those accepted (confidence reaches the promise).
-    A refund is a multiple of the charge of an accepted answer that is wrong; a late credit a
-    fraction of the charge of any answer whose end-to-end time misses the tier's loosest e2e target.
+    Only answers are charged; `per_answer` and `levels` only those accepted (confidence reaches the
+    promise), `levels` by the highest one that the confidence reaches; `per_outcome` only those that
+    are right too. No query is charged more than a promised budget in USD, and none that a committed
+    throughput covers (its fee is `commitment_fees`). A refund is a multiple of the charge of an
+    accepted answer that is wrong; a late credit a fraction of the charge of any answer whose
+    end-to-end time misses the tier's loosest e2e target.
     """
     got, accepted = answered(queries), queries["accepted"]
     charge = (
@@ -98,12 +108,53 @@ def charges(queries: Table, tier: Tier, price: Price) -> tuple[Floats, Floats, F
         + price.per_query
         + price.per_trajectory * queries["trajectories"]
         + price.per_answer * accepted
+        + price.per_outcome * (accepted & queries["correct"])
+        + _by_level(queries["confidence"], price) * accepted
     )
-    charge = np.where(got, charge, 0.0)
+    budget = tier.promise.budget.usd if tier.promise and tier.promise.budget else None
+    charge = np.where(got, np.minimum(charge, math.inf if budget is None else budget), 0.0)
+    if price.committed is not None:
+        charge = np.where(covered(queries, price.committed.rate), 0.0, charge)
     refund = np.where(got & accepted & ~queries["correct"], price.refund * charge, 0.0)
     target_s = loosest(tier).get("e2e", math.inf)
     late = got & (latencies(queries)["e2e"] > target_s)
     return charge, refund, np.where(late, price.late_credit * charge, 0.0)
+
+
+def covered(queries: Table, rate: float) -> NDArray[np.bool_]:
+    """Which queries a committed rate (1/s) covers, shape (rows,): the first rate x 60 s of each minute."""
+    minute = np.floor(queries["arrival_s"] / _WINDOW_S).astype(np.int64)
+    order = np.lexsort((queries["arrival_s"], minute, queries["replication"]))
+    window = np.stack([queries["replication"][order], minute[order]])
+    begins = np.ones(len(order), dtype=bool)
+    begins[1:] = (window[:, 1:] != window[:, :-1]).any(axis=0)
+    place = np.arange(len(order))
+    number = place - np.maximum.accumulate(np.where(begins, place, 0))
+    found = np.zeros(len(order), dtype=bool)
+    found[order] = number < rate * _WINDOW_S
+    return found
+
+
+def commitment_fees(queries: Table, pools: Table, fee: float) -> Floats:
+    """The fee (USD/h) of the measured span, spread over the measured queries of a tier, shape (rows,).
+
+    Owed whether the throughput is used or not; a replication without a query in the tier shows none.
+    """
+    owed = np.zeros(size(queries))
+    for replication in np.unique(queries["replication"]):
+        mine = (queries["replication"] == replication) & queries["measured"]
+        span_s = float(pools["span_s"][pools["replication"] == replication].max())
+        owed[mine] = fee * span_s / _HOUR / max(1, int(mine.sum()))
+    return owed
+
+
+def _by_level(confidence: Floats, price: Price) -> Floats:
+    """What the highest level that a confidence reaches costs, USD; 0 below the lowest and without levels."""
+    if not price.steps:
+        return np.zeros(confidence.shape)
+    bounds, usd = zip(*price.steps, strict=True)
+    reached = np.searchsorted(np.array(bounds), np.nan_to_num(confidence, nan=-1.0), side="right")
+    return np.array([0.0, *usd])[reached]
 
 
 def margin(

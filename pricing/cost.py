@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hw.device import device, device_from
+from hw.rates import hourly, watts
 from scenarios.schema import Pool, Scenario
 from sim.estimate import Floats
 from sim.records import Result, Table, select, size
@@ -56,17 +57,25 @@ class FleetBill:
 
 
 def rates(scenario: Scenario) -> dict[str, float | None]:
-    """USD per GPU and hour by pool: the scenario's own rate, else the device's, None if unknown."""
+    """USD per GPU and hour by pool, power included where it is given; None if unknown.
+
+    The scenario's own rate, else what the catalogue says of the device under `pricing.terms`.
+    Raises CatalogError where the catalogue knows no rate for those terms, or no power.
+    """
     return {name: _rate(scenario, pool) for name, pool in scenario.fleet.items()}
 
 
 def _rate(scenario: Scenario, pool: Pool) -> float | None:
-    given = scenario.pricing.device_rates
+    pricing = scenario.pricing
     name = pool.device if isinstance(pool.device, str) else str(pool.device.get("name", ""))
-    if name in given:
-        return given[name]
     found = device(name) if isinstance(pool.device, str) else device_from(pool.device)
-    return found.usd_per_hour if found.usd_per_hour > 0 else None
+    rate = pricing.device_rates.get(name)
+    if rate is None:
+        rate = hourly(found, pricing.terms).value
+    if pricing.power is not None:
+        kilowatts = watts(found).value / 1000 * pricing.power.pue
+        rate += kilowatts * pricing.power.per_kwh
+    return rate if rate > 0 else None
 
 
 def price_queries(

@@ -31,6 +31,8 @@ def check(data: Mapping[str, Any]) -> Iterator[Finding]:
         yield from _class(("workload", "classes", name), item, tiers, trace)
     roles = {str(_mapping(fleet, name).get("role", "policy")) for name in fleet}
     verifier = "verifier" in roles or not roles <= {"policy"}  # a misspelt role may be meant as one
+    segments = _mapping(_mapping(data, "pricing"), "segments")
+    yield from _shares(("pricing", "segments"), {n: _share(item) for n, item in segments.items()})
     for name, tier in tiers.items():
         if isinstance(tier, dict):
             yield from _search(("tiers", name), tier, verifier)
@@ -166,6 +168,12 @@ def _search(path: Keys, tier: dict[str, Any], verifier: bool) -> Iterator[Findin
             yield (*path, "search", "n"), message, f"write n: {most:g}, or budget: {n} trajectories"
 
 
+CHARGES: Final = (
+    "per_mtok_in", "per_mtok_out", "per_query", "per_trajectory", "per_answer", "levels",
+    "per_outcome",
+)  # fmt: skip
+
+
 def _price(path: Keys, tier: dict[str, Any]) -> Iterator[Finding]:
     price = _mapping(tier, "price")
     targets = _mapping(tier, "slo")
@@ -173,7 +181,21 @@ def _price(path: Keys, tier: dict[str, Any]) -> Iterator[Finding]:
     if credited and not any(str(name).startswith("e2e_") for name in targets):
         where = (*path, "price", "late_credit")
         yield where, "late_credit needs an end-to-end target", "add slo: {e2e_p95: 60s}"
-    charges = ("per_mtok_in", "per_mtok_out", "per_query", "per_trajectory", "per_answer")
-    if "refund" in price and not any(key in price for key in charges):
+    charged = any(key in price for key in CHARGES)
+    if "refund" in price and not charged:
         where = (*path, "price", "refund")
         yield where, "refund pays back a charge, and this tier has none", "add per_answer: 0.02 USD"
+    if "committed" in price and not charged:
+        where = (*path, "price", "committed")
+        message = "nothing says what queries beyond the committed rate pay"
+        yield where, message, "add per_query: 0.02 USD, or another price per use"
+    promise = _mapping(tier, "promise")
+    budget = promise.get("budget")
+    in_usd = "usd" in budget if isinstance(budget, dict) else "USD" in str(budget)
+    if in_usd and not charged:
+        where = (*path, "promise", "budget")
+        message = "a budget in USD buys at the tier's prices, and this tier has none"
+        yield where, message, "add price: {per_mtok_out: 2.00 USD}"
+    if "basis" in promise and "confidence" not in promise:
+        where = (*path, "promise", "basis")
+        yield where, "basis says what a promised confidence rests on", "add confidence: 90%"

@@ -34,7 +34,6 @@ from scenarios.arrivals import (
     Uniform,
 )
 from scenarios.fields import (
-    Multiple,
     Name,
     Number,
     Positive,
@@ -43,12 +42,12 @@ from scenarios.fields import (
     Strict,
     Text,
     Usd,
-    UsdPerHour,
     Whole,
     WholeTokens,
     wrong,
 )
 from scenarios.pools import Engine, Kv, Latency, Pool
+from scenarios.prices import Drift, Month, Power, Price, Pricing, Segment
 
 __all__ = [
     "BUDGETS",
@@ -62,6 +61,7 @@ __all__ = [
     "Controller",
     "Dist",
     "Diurnal",
+    "Drift",
     "Empirical",
     "Engine",
     "Gamma",
@@ -69,14 +69,17 @@ __all__ = [
     "Kv",
     "Latency",
     "Lognormal",
+    "Month",
     "Poisson",
     "Pool",
+    "Power",
     "Price",
     "Pricing",
     "Promise",
     "QueryClass",
     "Scenario",
     "Search",
+    "Segment",
     "Slo",
     "Sweep",
     "Tier",
@@ -199,10 +202,11 @@ PARAMETERS: Final = tuple(
 
 
 class Budget(Strict):
-    """What a query may spend at most: "1 trajectory" or "4000 tokens"."""
+    """What a query may spend at most: "1 trajectory", "4000 tokens", or "0.05 USD" at its tier's prices."""
 
     trajectories: Whole | None = None
     tokens: Whole | None = None
+    usd: Annotated[Usd, Field(gt=0)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -210,24 +214,32 @@ class Budget(Strict):
         if isinstance(value, dict):
             return value
         text = value if isinstance(value, str) else units.quoted(value)
-        for field, quantity in (("trajectories", "count"), ("tokens", "tokens")):
+        for field, quantity in (("trajectories", "count"), ("tokens", "tokens"), ("usd", "money")):
             try:
                 amount = units.parse(value, quantity)  # type: ignore[arg-type]
             except units.UnitError:
                 continue
+            if field == "usd":
+                return {field: value}
             if isinstance(value, str) and value.strip()[-1].isalpha() and amount.is_integer():
                 return {field: int(amount)}
-        raise wrong(f"{text} is not a budget", "write for example 1 trajectory or 4000 tokens")
+        raise wrong(
+            f"{text} is not a budget", "write for example 1 trajectory, 4000 tokens or 0.05 USD"
+        )
 
 
 _COUNT: Final = {"type": "integer", "minimum": 1}
 _BUDGET_SCHEMA: Final = WithJsonSchema(
     {
         "anyOf": [
-            {"type": "string", "examples": ["1 trajectory", "4000 tokens"]},
+            {"type": "string", "examples": ["1 trajectory", "4000 tokens", "0.05 USD"]},
             {
                 "type": "object",
-                "properties": {"trajectories": _COUNT, "tokens": _COUNT},
+                "properties": {
+                    "trajectories": _COUNT,
+                    "tokens": _COUNT,
+                    "usd": {"type": "string", "examples": ["0.05 USD"]},
+                },
                 "additionalProperties": False,
             },
         ]
@@ -236,9 +248,13 @@ _BUDGET_SCHEMA: Final = WithJsonSchema(
 
 
 class Promise(Strict):
-    """What a tier promises: a confidence in its answers, a budget, or both."""
+    """What a tier promises: a confidence in its answers, a budget, or both.
+
+    `basis` is what the confidence is read from: calibrated, or the search's raw score as it is.
+    """
 
     confidence: Annotated[Share, Field(gt=0, lt=1)] | None = None
+    basis: Literal["calibrated", "score"] = "calibrated"
     budget: Annotated[Budget, _BUDGET_SCHEMA] | None = None
 
 
@@ -261,18 +277,6 @@ class Slo(RootModel[dict[SloTarget, Annotated[Seconds, Field(gt=0)]]]):
         return self.root
 
 
-class Price(Strict):
-    """What a query is charged in USD, and what is paid back when it is wrong or late."""
-
-    per_mtok_in: Usd = 0.0
-    per_mtok_out: Usd = 0.0
-    per_query: Usd = 0.0
-    per_trajectory: Usd = 0.0
-    per_answer: Usd = 0.0
-    refund: Multiple = 0.0  # multiple of the charge paid back when the answer is wrong
-    late_credit: Share = 0.0  # fraction of the charge credited when e2e misses its target
-
-
 class Tier(Strict):
     """One service level: its share of the queries, how it thinks, what it promises and costs."""
 
@@ -287,12 +291,6 @@ class Controller(Strict):
     """Who decides how much a query thinks: `fixed` is what its tier's search says."""
 
     kind: Literal["fixed"] = "fixed"
-
-
-class Pricing(Strict):
-    """Device rates that replace the catalogue's, in USD per device and hour."""
-
-    device_rates: dict[Text, UsdPerHour] = Field(default_factory=dict)
 
 
 class Sweep(Strict):

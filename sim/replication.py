@@ -233,6 +233,7 @@ def _record_queries(
     warmup_s = scenario.horizon.warmup_s
     tiers = list(scenario.tiers.values())
     promises = [t.promise.confidence if t.promise is not None else None for t in tiers]
+    by_score = [t.promise is not None and t.promise.basis == "score" for t in tiers]
     gpus = resolved.policy.cost.gpus
     judge_gpus = resolved.judge.cost.gpus if resolved.judge is not None else 0
     pool = resolved.policy.name
@@ -260,7 +261,8 @@ def _record_queries(
             status = "cut" if spent.cut else "answered"
             if spent.answer is not None and spent.signal == spent.signal:
                 raw = spent.signal
-                confidence = calibrators[item, tier].confidence(raw)
+                calibrated = calibrators[item, tier].confidence(raw)
+                confidence = raw if by_score[tier] else calibrated
                 promised = promises[tier]
                 accepted = promised is None or confidence >= promised
         policy_s = query.policy_s * gpus

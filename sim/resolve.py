@@ -14,6 +14,7 @@ from typing import Any
 from hw.device import CatalogError, Device, device, device_from
 from hw.profile import Profile, ProfileError
 from hw.profile import load as load_profile
+from hw.rates import hourly, watts
 from hw.transformer import Transformer, from_config, transformer
 from models.controller import Plan, PlanError, plan
 from models.latency import CapacityError, LatencyError, StepCost, kv_pages, step_cost
@@ -158,22 +159,45 @@ def _plan(loaded: Loaded, name: str, tier: Tier) -> Plan:
     search = tier.search
     limits = [search.max_tokens]
     if tier.promise is not None and tier.promise.budget is not None:
-        limits.append(tier.promise.budget.tokens)
+        limits += [tier.promise.budget.tokens, _affordable(loaded, name, tier)]
     known = [limit for limit in limits if limit is not None]
     try:
         chosen = plan(search.algorithm, min(known) if known else None, **search.parameters)
     except PlanError as error:
         raise UserError(f"{loaded.where(['tiers', name, 'search'])}: {error}") from None
     budget = tier.promise.budget if tier.promise is not None else None
-    if budget is not None and budget.trajectories is not None:
-        asked = shape(chosen.algorithm, chosen.params).trajectories
-        if asked > budget.trajectories:
-            raise UserError(
-                f"{loaded.where(['tiers', name, 'promise', 'budget'])}: the tier promises at most "
-                f"{budget.trajectories} trajectories and its search {search.algorithm} finishes {asked}; "
-                "raise the budget or narrow the search"
-            )
+    asked = shape(chosen.algorithm, chosen.params).trajectories
+    each = tier.price.per_trajectory if tier.price is not None else 0.0
+    if budget is not None and budget.usd is not None and each * asked > budget.usd:
+        raise UserError(
+            f"{loaded.where(['tiers', name, 'promise', 'budget'])}: the tier charges {each:g} USD a "
+            f"trajectory and its search {search.algorithm} finishes {asked}, more than {budget.usd:g} USD "
+            "buy; raise the budget or narrow the search"
+        )
+    if budget is not None and budget.trajectories is not None and asked > budget.trajectories:
+        raise UserError(
+            f"{loaded.where(['tiers', name, 'promise', 'budget'])}: the tier promises at most "
+            f"{budget.trajectories} trajectories and its search {search.algorithm} finishes {asked}; "
+            "raise the budget or narrow the search"
+        )
     return chosen
+
+
+def _affordable(loaded: Loaded, name: str, tier: Tier) -> int | None:
+    """How many output tokens a budget in USD buys at the tier's own prices; None where they cost nothing."""
+    budget = tier.promise.budget if tier.promise is not None else None
+    price = tier.price
+    if budget is None or budget.usd is None or price is None:
+        return None
+    top = max(price.levels.values(), default=0.0)
+    fixed = price.per_query + price.per_answer + price.per_outcome + top
+    left = budget.usd - fixed
+    if left < 0 or (price.per_mtok_out and left * 1e6 < price.per_mtok_out):
+        raise UserError(
+            f"{loaded.where(['tiers', name, 'promise', 'budget'])}: {budget.usd:g} USD buy no answer of "
+            f"this tier, which charges {fixed:g} USD before its first token; raise the budget"
+        )
+    return int(left * 1e6 / price.per_mtok_out) if price.per_mtok_out else None
 
 
 def _pool(loaded: Loaded, name: str) -> ResolvedPool:
@@ -183,6 +207,7 @@ def _pool(loaded: Loaded, name: str) -> ResolvedPool:
     try:
         where = loaded.where([*at, "device"])
         chosen = device(pool.device) if isinstance(pool.device, str) else device_from(pool.device)
+        _priceable(loaded, chosen)
         where = loaded.where([*at, "model"])
         shape = _shape(loaded, pool.model)
         where = loaded.where([*at, "latency"])
@@ -211,6 +236,15 @@ def _pool(loaded: Loaded, name: str) -> ResolvedPool:
         attention=pool.kv.attention,
     )
     return ResolvedPool(name, pool, chosen, shape, cost, settings)
+
+
+def _priceable(loaded: Loaded, chosen: Device) -> None:
+    """Raise CatalogError where the terms that a scenario asks for have no known rate or power."""
+    pricing = loaded.scenario.pricing
+    if chosen.name not in pricing.device_rates:
+        hourly(chosen, pricing.terms)
+    if pricing.power is not None:
+        watts(chosen)
 
 
 def _shape(loaded: Loaded, model: str | Mapping[str, Any]) -> Transformer:

@@ -9,9 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pricing.contract import break_even, charges, kept, margin, miscalibration_loss, price
+from pricing.contract import (
+    break_even,
+    charges,
+    covered,
+    kept,
+    margin,
+    miscalibration_loss,
+    price,
+)
+from pricing.cost import rates
+from scenarios.errors import UserError
 from scenarios.schema import Tier
 from sim.records import Table, measured, select
+from sim.resolve import resolve
 from tests.sim import fixtures
 
 SHARE = st.floats(0.01, 1)
@@ -77,6 +88,80 @@ def test_a_late_answer_is_credited_and_an_unanswered_query_owes_nothing() -> Non
     assert owed({"finish_s": 1.5}, terms, slo=slo) == (1, 0, 0)
     assert owed({"status": "refused", "finish_s": math.nan}, terms, slo=slo) == (0, 0, 0)
     assert owed({"status": "cut", "finish_s": 1.5}, terms, slo=slo) == (1, 0, 0)
+
+
+def test_a_ladder_of_levels_charges_the_highest_that_the_confidence_reaches() -> None:
+    terms = {"levels": {"80%": "0.01 USD", "95%": "0.03 USD"}, "refund": 1.0}
+    assert owed({"confidence": 0.79}, terms) == (0, 0, 0)
+    assert owed({"confidence": 0.8}, terms)[0] == 0.01
+    assert owed({"confidence": 0.96, "correct": False}, terms) == (0.03, 0.03, 0)
+    assert owed({"confidence": 0.96, "accepted": False}, terms) == (0, 0, 0)
+    assert owed({"confidence": math.nan, "accepted": False}, terms) == (0, 0, 0)
+
+
+def test_an_outcome_is_paid_only_where_it_is_right() -> None:
+    assert owed({"correct": True}, {"per_outcome": "0.99 USD"}) == (0.99, 0, 0)
+    assert owed({"correct": False}, {"per_outcome": "0.99 USD"}) == (0, 0, 0)
+    assert owed({"accepted": False}, {"per_outcome": "0.99 USD"}) == (0, 0, 0)
+
+
+def test_nobody_pays_more_than_the_budget_that_was_promised() -> None:
+    terms = {"per_mtok_in": "1 USD", "per_mtok_out": "1 USD"}
+    tokens = {"input_tokens": 20_000, "output_tokens": 50_000}
+    assert owed(tokens, terms)[0] == pytest.approx(0.07)
+    assert owed(tokens, terms, promise={"budget": "0.05 USD"})[0] == 0.05
+
+
+def test_a_budget_in_usd_lets_a_search_generate_what_it_buys() -> None:
+    budget = "promise: {budget: 0.0005 USD}, price: {per_mtok_out: 2.40 USD}"
+    text = fixtures.SCENARIO.replace("price: {per_mtok_out: 2.40 USD}", budget)
+    assert resolve(fixtures.loaded(text)).plans[0].max_tokens == 208
+    with pytest.raises(UserError, match=r"made-up.yaml:\d+:\d+: 0.0005 USD buy no answer"):
+        resolve(fixtures.loaded(text.replace("price: {", "price: {per_query: 0.001 USD, ")))
+    narrow = text.replace("0.0005 USD}", "0.05 USD}").replace(
+        "search: {algorithm: direct}", "search: {algorithm: self_consistency, n: 8}"
+    )
+    with pytest.raises(UserError, match="finishes 8, more than 0.05 USD buy"):
+        resolve(fixtures.loaded(narrow.replace("price: {", "price: {per_trajectory: 0.01 USD, ")))
+
+
+def test_a_commitment_covers_the_first_queries_of_each_minute_and_is_owed_unused() -> None:
+    rows = [fixtures.query(query_id=i, arrival_s=10.0 * i) for i in range(12)]
+    table = fixtures.table("queries", *rows)
+    assert covered(table, 2 / 60).tolist() == ([True] * 2 + [False] * 4) * 2
+    text = fixtures.SCENARIO.replace(
+        "price: {per_mtok_out: 2.40 USD}",
+        "price: {per_query: 0.01 USD, committed: {rate: 1/s, fee: 36 USD/h}}",
+    )
+    result = fixtures.result()
+    priced = price(result, fixtures.loaded(text).scenario)
+    mine = measured(priced.result.queries)
+    fast = select(mine, mine["tier"] == "fast")
+    beyond = int(
+        (~covered(select(result.queries, result.queries["tier"] == "fast"), 1.0))[
+            select(result.queries, result.queries["tier"] == "fast")["measured"]
+        ].sum()
+    )
+    fees = 36 / 3600 * sum(result.pools["span_s"][result.pools["role"] == "policy"])
+    assert beyond > 0
+    assert fast["charge_usd"].sum() == pytest.approx(fees + 0.01 * beyond)
+
+
+def test_terms_and_power_change_what_a_gpu_hour_costs() -> None:
+    text = fixtures.SCENARIO.replace(
+        "pricing: {device_rates: {h200-sxm-141gb: 3.60 USD/h}}", "pricing: {PRICING}"
+    )
+
+    def rate(pricing: str) -> float | None:
+        return rates(fixtures.loaded(text.replace("PRICING", pricing)).scenario)["thinker"]
+
+    assert rate("terms: committed") == 2.52
+    assert rate("terms: spot") == 2.62
+    # 700 W x 1.5 x 0.10 USD/kWh
+    assert rate("power: {per_kwh: 0.10 USD, pue: 1.5}") == pytest.approx(3.99 + 0.105)
+    scarce = text.replace("h200-sxm-141gb", "l40s-48gb").replace("PRICING", "terms: spot")
+    with pytest.raises(UserError, match="no spot rate is known for l40s-48gb: add pricing"):
+        resolve(fixtures.loaded(scarce))
 
 
 def careful(table: Table) -> Table:

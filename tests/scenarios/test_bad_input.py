@@ -57,6 +57,18 @@ TEXTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "shares that do not add up": (changed("share: 30%", "share: 20%"), ()),
     "shares missing": (changed("share: 30%, ", ""), ()),
     "share above one": (changed("share: 30%", "share: 30"), ()),
+    "budget in USD without a price": (
+        changed("slo: {e2e_p95: 20s}", "promise: {budget: 0.05 USD}"), ()),
+    "level that is no confidence": (
+        changed("slo: {e2e_p95: 20s}", "price: {levels: {high: 0.05 USD}}"), ()),
+    "levels that fall": (
+        changed("slo: {e2e_p95: 20s}", "price: {levels: {90%: 0.05 USD, 97%: 0.01 USD}}"), ()),
+    "commitment without a price beyond it": (
+        changed("slo: {e2e_p95: 20s}", "price: {committed: {rate: 1/s, fee: 5 USD/h}}"), ()),
+    "basis of no confidence": (
+        changed("slo: {e2e_p95: 20s}", "promise: {basis: score}"), ()),
+    "segments that do not add up": (GOOD + "pricing: {segments: {a: {share: 50%, value: 0.1 USD, "
+        "scale: 0.01 USD}, b: {share: 20%, value: 0.1 USD, scale: 0.01 USD}}}\n", ()),
     "nan": (changed("replicas: 2", "replicas: .nan"), ()),
     "infinity": (changed("rate: 3/s", "rate: 1e999"), ()),
     "negative": (changed("rate: 3/s", "rate: -3/s"), ()),
