@@ -196,6 +196,6 @@ def _price(path: Keys, tier: dict[str, Any]) -> Iterator[Finding]:
         where = (*path, "promise", "budget")
         message = "a budget in USD buys at the tier's prices, and this tier has none"
         yield where, message, "add price: {per_mtok_out: 2.00 USD}"
-    if "basis" in promise and "confidence" not in promise:
+    if promise.get("basis") == "score" and "confidence" not in promise:
         where = (*path, "promise", "basis")
         yield where, "basis says what a promised confidence rests on", "add confidence: 90%"
