@@ -13,6 +13,9 @@ from scenarios import document
 from scenarios.errors import UserError
 from sim.store import GIVEN, MANIFEST, Stored, load
 
+_NEEDED: Final = (
+    "scenario", "seed", "verdict", "binding", "bounds", "tiers", "pools", "money", "warnings",
+)  # fmt: skip
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,99}")
 
 
@@ -24,6 +27,7 @@ class Run:
     stored: Stored
     summary: dict[str, Any]
     given: dict[str, Any]
+    report: str
 
 
 def names(folder: Path) -> list[str]:
@@ -48,7 +52,11 @@ def read(folder: Path, name: str) -> Run:
         given = document.read(text, GIVEN).plain()
     except (OSError, ValueError, UserError):
         given = {}  # the tables and the summary say everything else
-    return Run(name, stored, summary, given if isinstance(given, dict) else {})
+    try:
+        report = (place / "report.txt").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        report = ""
+    return Run(name, stored, summary, given if isinstance(given, dict) else {}, report)
 
 
 def head(folder: Path, name: str) -> dict[str, Any]:
@@ -89,13 +97,14 @@ def _place(folder: Path, name: str) -> Path:
 def _summary(place: Path, name: str) -> dict[str, Any]:
     try:
         summary = json.loads((place / "summary.json").read_text(encoding="utf-8"))
-        summary["tiers"], summary["verdict"]["text"], summary["money"]["tiers"], summary["pools"]
-        summary["binding"]["sentence"], summary["seed"], summary["scenario"]
-    except (OSError, ValueError, KeyError, TypeError):
+        lacks = [key for key in _NEEDED if key not in summary]
+    except (OSError, ValueError, TypeError, RecursionError):
+        lacks = list(_NEEDED)
+    if lacks:
         raise UserError(
-            f"Run {name!r} has no readable summary.json. Make it again: treeline run SCENARIO "
-            f"--out {name} --force"
-        ) from None
+            f"Run {name!r} has no readable summary.json (it lacks {', '.join(lacks)}). Make it "
+            f"again: treeline run SCENARIO --out {place} --force"
+        )
     return dict(summary)
 
 

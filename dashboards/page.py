@@ -13,7 +13,7 @@ import streamlit as st
 from dashboards import data, words
 from scenarios.errors import UserError
 
-_SLASH: Final = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>()#+-.!|$~:"})
+_SLASH: Final = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>()#+-.!|$~:&"})
 _SHIPPED: Final = Path(__file__).resolve().parent.parent / "scenarios"
 
 

@@ -43,7 +43,7 @@ def seconds(value: float) -> str:
 
 def share(value: float) -> str:
     """A share in [0, 1] as a percentage with one decimal."""
-    return _NONE if math.isnan(value) else f"{100 * value:.1f} %"
+    return _NONE if math.isnan(value) else f"{round(100 * value, 1) + 0.0:.1f} %"
 
 
 def usd(value: float) -> str:

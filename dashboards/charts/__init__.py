@@ -3,7 +3,14 @@
 from dashboards.charts.base import PALETTE, POINTS, Chart
 from dashboards.charts.changes import changes
 from dashboards.charts.kv import kv_over_time, load_over_time, pages_by_tier
-from dashboards.charts.latency import PARTS, latency_cdf, over_time, time_spent, where_time_goes
+from dashboards.charts.latency import (
+    METRICS,
+    PARTS,
+    latency_cdf,
+    over_time,
+    time_spent,
+    where_time_goes,
+)
 from dashboards.charts.money import money
 from dashboards.charts.quality import (
     accuracy_by_compute,
@@ -14,6 +21,7 @@ from dashboards.charts.quality import (
 )
 
 __all__ = [
+    "METRICS",
     "PALETTE",
     "PARTS",
     "POINTS",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import altair as alt
@@ -17,17 +17,47 @@ POINTS: Final = 240
 PALETTE: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
 
 
-def colour(field: str, names: Sequence[str], title: str | None = None) -> alt.Color:
+GREY: Final = "#888888"  # seen on white and on black
+MARKS: Final = 5000
+"""Marks of a chart at most; many tiers share them."""
+
+
+def colour(field: str, names: Sequence[str], columns: int = 3) -> alt.Color:
     """A colour a name, in the palette's order, explained below the chart."""
     colours = [PALETTE[i % len(PALETTE)] for i in range(len(names))]
     scale = alt.Scale(domain=list(names), range=colours)
-    legend = alt.Legend(orient="bottom", labelLimit=220, columns=3)
-    return alt.Color(f"{field}:N", title=title, scale=scale, legend=legend)
+    return alt.Color(f"{field}:N", title=None, scale=scale, legend=legend(columns))
+
+
+def legend(columns: int = 3) -> alt.Legend:
+    """A legend below the chart that fits a phone."""
+    return alt.Legend(orient="bottom", columns=columns, labelLimit=150)
+
+
+def few() -> alt.Axis:
+    """An axis of few ticks."""
+    return alt.Axis(tickCount=8)
+
+
+def percent() -> alt.Axis:
+    """An axis of shares."""
+    return alt.Axis(format="%", tickCount=5)
+
+
+def every() -> alt.Axis:
+    """An axis that names every row."""
+    return alt.Axis(labelOverlap=False, labelLimit=160)
 
 
 def unit() -> alt.Scale:
     """The scale of a share."""
     return alt.Scale(domain=[0, 1])
+
+
+def log(values: Iterable[float]) -> alt.Scale:
+    """A logarithmic scale that just holds the values; without any it is 0.1 to 10."""
+    found = [value for value in values if value > 0] or [0.1, 10.0]
+    return alt.Scale(type="log", nice=False, domain=[0.9 * min(found), 1.1 * max(found)])
 
 
 def thin(n: int, most: int = POINTS) -> Any:

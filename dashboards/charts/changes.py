@@ -42,7 +42,7 @@ def changes(differences: Sequence[Difference]) -> Chart:
         ),
         color=colour("state", _STATES),
     )
-    axis = alt.Axis(format=".3~g")
+    axis = alt.Axis(format="~g", tickCount=6)
     spread = base_chart.mark_rule(size=2).encode(
         x=alt.X("low:Q", title="times the base", axis=axis, scale=alt.Scale(type="log")),
         x2="high:Q",

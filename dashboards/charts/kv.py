@@ -3,47 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import altair as alt
 import numpy as np
 
-from dashboards.charts.base import POINTS, Chart, colour, inline, thin
+from dashboards.charts.base import GREY, POINTS, Chart, colour, few, inline, percent, thin
 from sim.records import Table, select
+
+KV_KINDS = ("pinned", "cached", "fullest replica", "without sharing")
 
 
 def kv_over_time(timeline: Table, pool: str) -> Chart:
-    """KV pages of a pool over time, in % of its memory: pinned, cached, and what no sharing would take.
+    """KV pages of a pool over time, as shares of its memory, over simulated time in s.
 
-    Means over replicas and replications at each sample, s of simulated time below.
+    Stacked: pinned by running branches and cached for reuse, the mean over replicas and
+    replications. Lines: pages held in the fullest replica, and what the running branches would
+    hold without sharing. The rule is full memory.
     """
     rows = select(timeline, timeline["pool"] == pool)
-    kinds = (
-        ("pages_pinned", "pinned (running branches)"),
-        ("pages_cached", "cached (reusable)"),
-        ("pages_naive", "pinned, without sharing"),
-    )
-    times = np.unique(rows["time_s"])
-    values = []
-    for time_s in times[thin(times.size, POINTS // 2)]:
-        here = select(rows, rows["time_s"] == time_s)
-        total = float(here["pages_total"].sum())
-        for column, kind in kinds:
-            share = float(here[column].sum()) / total if total else 0.0
-            values.append({"time": float(time_s), "kind": kind, "share": share})
-    line = (
-        alt.Chart(inline(values))
-        .mark_line()
-        .encode(
-            x=alt.X("time:Q", title="simulated time (s)"),
-            y=alt.Y("share:Q", title="share of KV pages", axis=alt.Axis(format="%")),
-            color=colour("kind", [kind for _, kind in kinds]),
-            strokeDash=alt.StrokeDash("kind:N", legend=None),
-            tooltip=["kind:N", alt.Tooltip("share:Q", format=".1%")],
+    areas: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
+    if rows["time_s"].size:
+        times, index = np.unique(rows["time_s"], return_inverse=True)
+        groups = min(POINTS, times.size)
+        slot = index * groups // times.size  # neighbouring samples share a mark
+        total = np.maximum(np.bincount(slot, rows["pages_total"], groups), 1)
+        held = (rows["pages_pinned"] + rows["pages_cached"]) / np.maximum(rows["pages_total"], 1)
+        fullest = np.zeros(groups)
+        np.maximum.at(fullest, slot, held)
+        starts = times[np.searchsorted(np.arange(times.size) * groups // times.size, range(groups))]
+        pinned, cached, naive = (
+            np.bincount(slot, rows[column], groups) / total
+            for column in ("pages_pinned", "pages_cached", "pages_naive")
         )
-    )
-    full = alt.Chart(inline([{"full": 1.0}])).mark_rule(strokeDash=[4, 4])
-    return alt.layer(line, full.encode(y="full:Q")).properties(
-        height=260, description=f"KV memory of {pool} over time; the dashed rule is a full pool."
+        for i in range(groups):
+            low, high, time_s = float(pinned[i]), float(pinned[i] + cached[i]), float(starts[i])
+            areas.append({"time_s": time_s, "kind": "pinned", "from": 0.0, "share": low})
+            areas.append({"time_s": time_s, "kind": "cached", "from": low, "share": high})
+            lines.append({"time_s": time_s, "kind": KV_KINDS[2], "share": float(fullest[i])})
+            lines.append({"time_s": time_s, "kind": KV_KINDS[3], "share": float(naive[i])})
+    by_kind = colour("kind", KV_KINDS, columns=2)
+    x = alt.X("time_s:Q", title="simulated time (s)", scale=alt.Scale(nice=False), axis=few())
+    y = alt.Y("share:Q", title="share of KV memory", axis=percent(), scale=alt.Scale(zero=True))
+    area = alt.Chart(inline(areas)).mark_area(opacity=0.75, line=False)
+    line = alt.Chart(inline(lines)).mark_line(strokeWidth=1.5)
+    full = alt.Chart(inline([{"full": 1.0, "word": "full memory"}]))
+    label = full.mark_text(align="left", dx=4, dy=-6, color=GREY)
+    seen = ["kind:N", alt.Tooltip("share:Q", format=".1%")]
+    return alt.layer(
+        area.encode(x=x, y=y, y2="from:Q", color=by_kind, tooltip=["kind:N"]),
+        line.encode(x=x, y=y, color=by_kind, tooltip=seen),
+        full.mark_rule(strokeDash=[4, 4], color=GREY).encode(y="full:Q"),
+        label.encode(x=alt.value(0), y="full:Q", text="word:N"),
+    ).properties(
+        height=330,
+        description=f"KV memory of {pool} over simulated time: pinned and cached pages stacked, the "
+        "fullest replica, what no sharing would hold, and full memory.",
     )
 
 
@@ -63,12 +79,12 @@ def load_over_time(timeline: Table, pool: str) -> Chart:
         alt.Chart(inline(values))
         .mark_line()
         .encode(
-            x=alt.X("time:Q", title="simulated time (s)"),
-            y=alt.Y("n:Q", title="sequences in the pool"),
+            x=alt.X("time:Q", title="simulated time (s)", scale=alt.Scale(nice=False), axis=few()),
+            y=alt.Y("n:Q", title="sequences"),
             color=colour("kind", [kind for _, kind in kinds]),
             tooltip=["kind:N", alt.Tooltip("n:Q", format=",.0f")],
         )
-        .properties(height=200, description=f"Sequences running and waiting in {pool} over time.")
+        .properties(height=300, description=f"Sequences running and waiting in {pool} over time.")
     )
 
 
@@ -95,10 +111,10 @@ def pages_by_tier(queries: Table, names: Sequence[str], slices: int = 80) -> Cha
         alt.Chart(inline(values))
         .mark_area()
         .encode(
-            x=alt.X("time:Q", title="simulated time (s)"),
-            y=alt.Y("pages:Q", title="KV pages (peaks of those in flight)", stack="zero"),
+            x=alt.X("time:Q", title="simulated time (s)", scale=alt.Scale(nice=False), axis=few()),
+            y=alt.Y("pages:Q", title="KV pages in use", stack="zero"),
             color=colour("tier", names),
             tooltip=["tier:N", alt.Tooltip("pages:Q", format=",.0f")],
         )
-        .properties(height=240, description="Whose queries hold the KV memory over time, by tier.")
+        .properties(height=330, description="Whose queries hold the KV memory over time, by tier.")
     )

@@ -8,71 +8,93 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from dashboards.charts.base import Chart, colour, inline, thin
+from dashboards.charts.base import (
+    GREY,
+    MARKS,
+    POINTS,
+    Chart,
+    colour,
+    inline,
+    log,
+    percent,
+    thin,
+    unit,
+)
 from sim.estimate import percentile
 from sim.metrics import answered, latencies
 from sim.records import Table, measured, select
 
-
-def latency_cdf(queries: Table, tiers: Sequence[Mapping[str, Any]]) -> Chart:
-    """Share of offered queries answered within a time, one line a tier, objectives as rules.
-
-    `tiers` are the tiers of a run's summary. Times in s on a logarithmic axis; what was never
-    answered keeps its line below 100 %.
-    """
-    table = measured(queries)
-    lines: list[dict[str, Any]] = []
-    rules: list[dict[str, Any]] = []
-    for tier in tiers:
-        rows = select(table, table["tier"] == tier["tier"])
-        times = np.sort(latencies(rows)["e2e"])
-        n = times.size
-        finite = times[np.isfinite(times) & (times > 0)]
-        for rank in thin(finite.size):
-            lines.append(
-                {"tier": tier["tier"], "e2e": float(finite[rank]), "share": (rank + 1) / n}
-            )
-        for target in tier["targets"]:
-            if target["metric"] == "e2e":
-                word = "holds" if target["met"] else "MISSED"
-                rules.append(
-                    {
-                        "tier": tier["tier"],
-                        "e2e": target["target_s"],
-                        "share": target["quantile"],
-                        "objective": f"{tier['tier']}: p{100 * target['quantile']:g} within "
-                        f"{target['target_s']:g} s, {word}",
-                    }
-                )
-    names = [tier["tier"] for tier in tiers]
-    base = alt.Chart(inline(lines)).mark_line(clip=True)
-    curve = base.encode(
-        x=alt.X("e2e:Q", title="end-to-end latency (s)", scale=alt.Scale(type="log")),
-        y=alt.Y("share:Q", title="share of offered queries", axis=alt.Axis(format="%")),
-        color=colour("tier", names),
-        tooltip=[
-            "tier:N",
-            alt.Tooltip("e2e:Q", format=".3g"),
-            alt.Tooltip("share:Q", format=".1%"),
-        ],
-    )
-    marks = (
-        alt.Chart(inline(rules))
-        .mark_point(shape="diamond", size=110, filled=True, stroke="black")
-        .encode(x="e2e:Q", y="share:Q", color=colour("tier", names), tooltip=["objective:N"])
-    )
-    return alt.layer(curve, marks).properties(
-        height=300,
-        description="Cumulative distribution of end-to-end latency by tier; diamonds are objectives.",
-    )
-
-
+METRICS = {
+    "ttft": "time to first token (s)",
+    "ttfat": "time to first token of the answer (s)",
+    "e2e": "end-to-end latency (s)",
+}
 PARTS = (
     ("queue", "waiting for the batch"),
     ("prefill", "prefill, to the first token"),
     ("verify", "waiting for the verifier"),
     ("grow", "decoding, barriers included"),
 )
+STATES = ("objective holds", "objective MISSED")
+_SHORTEST_S = 1e-4  # a logarithmic axis has no nought
+
+
+def latency_cdf(queries: Table, tiers: Sequence[Mapping[str, Any]], metric: str = "e2e") -> Chart:
+    """Share of offered queries within a time, one line a tier; objectives as rules, in words.
+
+    `tiers` are the tiers of a run's summary, `metric` one of `METRICS`. Times in s on a logarithmic
+    axis; what was never answered keeps its line below 100 %.
+    """
+    table = measured(queries)
+    times = latencies(table)[metric]
+    most = min(POINTS, MARKS * 4 // 5 // max(1, len(tiers)))
+    lines: list[dict[str, Any]] = []
+    rules: list[dict[str, Any]] = []
+    for tier in tiers:
+        own = times[table["tier"] == tier["tier"]]
+        own = np.sort(own[~np.isnan(own)])
+        finite = np.maximum(own[np.isfinite(own)], _SHORTEST_S)
+        for rank in thin(finite.size, most):
+            time_s, share = float(finite[rank]), float((rank + 1) / own.size)
+            lines.append({"tier": tier["tier"], "time_s": time_s, "share": share})
+        for target in tier["targets"]:
+            if target["metric"] == metric:
+                quantile, time_s = target["quantile"], target["target_s"]
+                rules.append(
+                    {
+                        "tier": tier["tier"],
+                        "time_s": time_s,
+                        "share": quantile,
+                        "state": STATES[0] if target["met"] else STATES[1],
+                        "objective": f"p{100 * quantile:g} within {time_s:g} s",
+                    }
+                )
+    names = [tier["tier"] for tier in tiers]
+    x = alt.X("time_s:Q", title=METRICS[metric], scale=log(row["time_s"] for row in lines + rules))
+    y = alt.Y("share:Q", title="share of offered queries", axis=percent(), scale=unit())
+    by_tier = colour("tier", names)
+    seen = ["tier:N", alt.Tooltip("time_s:Q", title="time (s)", format=".3g")]
+    curve = (
+        alt.Chart(inline(lines))
+        .mark_line(clip=True)
+        .encode(x=x, y=y, color=by_tier, tooltip=[*seen, alt.Tooltip("share:Q", format=".1%")])
+    )
+    if not rules:
+        return curve.properties(height=340, description=_described(metric, "no objective"))
+    objectives = alt.Chart(inline(rules)).encode(
+        x=x, color=by_tier, tooltip=["tier:N", "objective:N", "state:N"]
+    )
+    scale = alt.Scale(domain=list(STATES), range=["circle", "cross"])
+    shape = alt.Shape("state:N", scale=scale, legend=None)  # words are below, and in the tooltip
+    marks = objectives.mark_point(size=130, filled=True, stroke=GREY, opacity=1)
+    words = "; ".join(f"{r['tier']}: {r['objective']}, {r['state']}" for r in rules[:20])
+    return alt.layer(
+        curve, objectives.mark_rule(strokeDash=[5, 4]), marks.encode(y=y, shape=shape)
+    ).properties(height=340, description=_described(metric, words))
+
+
+def _described(metric: str, words: str) -> str:
+    return f"Share of offered queries by {METRICS[metric]}, one line a tier. Objectives: {words}."
 
 
 def time_spent(queries: Table) -> dict[str, Any]:
@@ -139,11 +161,11 @@ def over_time(queries: Table, names: Sequence[str], slices: int = 60) -> Chart:
         alt.Chart(inline(values))
         .mark_line()
         .encode(
-            x=alt.X("time:Q", title="time of arrival (s)"),
+            x=alt.X("time:Q", title="time of arrival (s)", scale=alt.Scale(nice=False)),
             y=alt.Y("e2e:Q", title="end-to-end latency (s)", scale=alt.Scale(type="log")),
             color=colour("tier", names),
             strokeDash=alt.StrokeDash("what:N", title=None, legend=alt.Legend(orient="bottom")),
             tooltip=["tier:N", "what:N", alt.Tooltip("e2e:Q", format=".3g", title="s")],
         )
-        .properties(height=280, description="Latency by time of arrival: median and p95, by tier.")
+        .properties(height=360, description="Latency by time of arrival: median and p95, by tier.")
     )

@@ -8,33 +8,41 @@ from typing import Any
 
 import altair as alt
 
-from dashboards.charts.base import Chart, colour, inline
+from dashboards.charts.base import MARKS, Chart, colour, every, few, inline
+
+MONEY = (
+    ("cost_usd", "GPU time"),
+    ("idle_usd", "share of idle"),
+    ("refund_usd", "refunds"),
+    ("credit_usd", "late credits"),
+    ("margin_usd", "margin"),
+)
 
 
-def money(tiers: Sequence[Mapping[str, Any]], idle_usd: float | None) -> Chart:
-    """Where each tier's money goes, in USD over the measured span: kept margin, cost, refunds, credits."""
-    parts = (
-        ("cost_usd", "GPU cost"),
-        ("refund_usd", "refunds"),
-        ("credit_usd", "late credits"),
-        ("margin_usd", "margin"),
-    )
+def money(tiers: Sequence[Mapping[str, Any]]) -> Chart:
+    """What becomes of each tier's revenue, in USD: the parts add up to it; a loss is left of nought.
+
+    `tiers` is the money of a run's summary, with `margin_usd`; what is no finite number is left out.
+    """
     values = [
-        {"tier": tier["tier"], "part": word, "usd": tier[key]}
+        {"tier": tier["tier"], "part": word, "usd": tier[key], "order": order}
         for tier in tiers
-        for key, word in parts
+        for order, (key, word) in enumerate(MONEY)
         if tier.get(key) is not None and math.isfinite(tier[key])
-    ]
-    if idle_usd is not None and math.isfinite(idle_usd):
-        values.append({"tier": "(idle)", "part": "idle GPUs", "usd": idle_usd})
+    ][:MARKS]
     return (
         alt.Chart(inline(values))
         .mark_bar()
         .encode(
-            x=alt.X("usd:Q", title="USD in the measured span", stack="zero"),
-            y=alt.Y("tier:N", title=None, axis=alt.Axis(labelOverlap=False)),
-            color=colour("part", [word for _, word in parts] + ["idle GPUs"]),
-            tooltip=["tier:N", "part:N", alt.Tooltip("usd:Q", format="$.4g")],
+            x=alt.X("usd:Q", title="USD, of the measured queries", stack="zero", axis=few()),
+            y=alt.Y("tier:N", title=None, sort=[tier["tier"] for tier in tiers], axis=every()),
+            color=colour("part", [word for _, word in MONEY], columns=3),
+            order=alt.Order("order:O"),
+            tooltip=["tier:N", "part:N", alt.Tooltip("usd:Q", title="USD", format="$,.4r")],
         )
-        .properties(height=150 + 40 * (len(tiers) + 1), description="Money by tier, stacked.")
+        .properties(
+            height=130 + 36 * len(tiers),
+            description="Revenue by tier, in USD: GPU time, share of idle time, refunds, late credits "
+            "and margin.",
+        )
     )

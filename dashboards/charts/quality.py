@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
 import numpy as np
 
-from dashboards.charts.base import Chart, colour, inline, unit
+from dashboards.charts.base import (
+    GREY,
+    MARKS,
+    Chart,
+    colour,
+    every,
+    inline,
+    legend,
+    log,
+    percent,
+    unit,
+)
+from dashboards.charts.latency import METRICS
 from sim.metrics import answered, latencies
 from sim.records import Table, measured, select
 
@@ -20,73 +33,96 @@ def reliability(tiers: Sequence[Mapping[str, Any]]) -> Chart:
         for tier in tiers
         for row in tier["calibration"]["bins"]
         if row["n"]
-    ]
+    ][:MARKS]
     names = [tier["tier"] for tier in tiers]
-    axis = alt.Axis(format="%")
+    shapes = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "stroke")
+    scale = alt.Scale(domain=names, range=[shapes[i % len(shapes)] for i in range(len(names))])
+    x = alt.X("claimed:Q", title="stated confidence", axis=percent(), scale=unit())
+    y = alt.Y("right:Q", title="share that was right", axis=percent(), scale=unit())
     points = (
         alt.Chart(inline(values))
         .mark_point(filled=True, opacity=0.9)
         .encode(
-            x=alt.X("claimed:Q", title="stated confidence", axis=axis, scale=unit()),
-            y=alt.Y("right:Q", title="share that was right", axis=axis, scale=unit()),
-            size=alt.Size("n:Q", legend=None),
+            x=x,
+            y=y,
+            size=alt.Size("n:Q", title="answers", scale=alt.Scale(range=[25, 260]), legend=None),
             color=colour("tier", names),
-            shape=alt.Shape("tier:N", legend=None),
-            tooltip=["tier:N", "n:Q", alt.Tooltip("right:Q", format=".1%")],
+            shape=alt.Shape("tier:N", title=None, scale=scale, legend=legend()),
+            tooltip=[
+                "tier:N",
+                alt.Tooltip("n:Q", title="answers", format=","),
+                alt.Tooltip("claimed:Q", title="stated", format=".1%"),
+                alt.Tooltip("right:Q", format=".1%"),
+            ],
         )
     )
-    diagonal = alt.Chart(inline([{"a": 0.0}, {"a": 1.0}])).mark_line(strokeDash=[4, 4])
+    diagonal = alt.Chart(inline([{"a": 0.0}, {"a": 1.0}])).mark_line(strokeDash=[4, 4], color=GREY)
     return alt.layer(diagonal.encode(x="a:Q", y="a:Q"), points).properties(
-        height=300,
-        description="Reliability diagram: stated confidence against share right, by tier.",
+        height=340,
+        description="Reliability diagram by tier: stated confidence against the share that was right. "
+        "Points below the diagonal claim too much.",
     )
 
 
-def joint(queries: Table, names: Sequence[str], bins: int = 12) -> Chart:
-    """Accuracy of queries by tier and latency: each cell a step of equal ratio, with its count."""
+def joint(queries: Table, names: Sequence[str], bins: int = 10) -> Chart:
+    """Accuracy of queries by tier and latency: cells of equal ratio in s, each with its count."""
     table = measured(queries)
     times = latencies(table)["e2e"]
-    finite = times[np.isfinite(times) & (times > 0)]
+    finite = np.isfinite(times) & (times > 0)
     values: list[dict[str, Any]] = []
-    if finite.size:
-        low, high = float(finite.min()), float(finite.max())
+    if finite.any():
+        low, high = float(times[finite].min()), float(times[finite].max())
         edges = np.geomspace(low, max(high, low * 1.001), bins + 1)
-        for tier in names:
-            for i in range(bins):
-                upper = times <= edges[i + 1] if i == bins - 1 else times < edges[i + 1]
-                inside = (table["tier"] == tier) & (times >= edges[i]) & upper
-                n = int(inside.sum())
-                if n:
-                    right = float(table["correct"][inside].mean())
-                    values.append(
-                        {
-                            "tier": tier,
-                            "from": float(edges[i]),
-                            "to": float(edges[i + 1]),
-                            "n": n,
-                            "accuracy": right,
-                        }
-                    )
-    return (
-        alt.Chart(inline(values))
-        .mark_rect()
-        .encode(
-            x=alt.X("from:Q", title="end-to-end latency (s)", scale=alt.Scale(type="log")),
-            x2="to:Q",
-            y=alt.Y("tier:N", title=None, sort=list(names), axis=alt.Axis(labelOverlap=False)),
-            color=alt.Color(
-                "accuracy:Q",
-                title="accuracy",
-                scale=alt.Scale(scheme="viridis", domain=[0, 1]),
-                legend=alt.Legend(format="%"),
-            ),
-            opacity=alt.Opacity("n:Q", legend=None, scale=alt.Scale(range=[0.35, 1.0])),
-            tooltip=["tier:N", "n:Q", alt.Tooltip("accuracy:Q", format=".1%")],
-        )
-        .properties(
-            height=130 + 40 * len(names),
-            description="Joint quality and latency: accuracy of queries by tier and latency.",
-        )
+        cell = np.clip(np.searchsorted(edges, times, side="right") - 1, 0, bins - 1)
+        for tier in names[: MARKS // 2 // bins]:
+            own = finite & (table["tier"] == tier)
+            n = np.bincount(cell[own], minlength=bins)
+            right = np.bincount(cell[own], table["correct"][own], bins)
+            for i in np.flatnonzero(n).tolist():
+                values.append(
+                    {
+                        "tier": tier,
+                        "from": float(edges[i]),
+                        "to": float(edges[i + 1]),
+                        "middle": math.sqrt(float(edges[i] * edges[i + 1])),
+                        "n": int(n[i]),
+                        "accuracy": float(right[i] / n[i]),
+                    }
+                )
+    scale = log(value for row in values for value in (row["from"], row["to"]))
+    title, y = METRICS["e2e"], alt.Y("tier:N", title=None, sort=list(names), axis=every())
+    base = alt.Chart(inline(values))
+    accuracy = alt.Color(
+        "accuracy:Q",
+        title="accuracy",
+        scale=alt.Scale(scheme="viridis", domain=[0, 1]),
+        legend=alt.Legend(format="%", orient="bottom", gradientLength=160, gradientThickness=8),
+    )
+    seen = [
+        "tier:N",
+        alt.Tooltip("from:Q", title="from (s)", format=".3g"),
+        alt.Tooltip("to:Q", title="to (s)", format=".3g"),
+        alt.Tooltip("n:Q", title="queries", format=","),
+        alt.Tooltip("accuracy:Q", format=".1%"),
+    ]
+    cells = base.mark_rect(stroke=GREY, strokeWidth=0.5).encode(
+        x=alt.X("from:Q", title=title, scale=scale, axis=alt.Axis(grid=False)),
+        x2="to:Q",
+        y=y,
+        color=accuracy,
+        tooltip=seen,
+    )
+    dark = alt.condition("datum.accuracy > 0.6", alt.value("black"), alt.value("white"))
+    counts = base.mark_text(fontSize=10).encode(
+        x=alt.X("middle:Q", title=title, scale=scale),
+        y=y,
+        text=alt.Text("n:Q", format="~s"),
+        color=dark,
+        tooltip=seen,
+    )
+    return alt.layer(cells, counts).properties(
+        height=130 + 36 * len(names),
+        description="Accuracy of answered queries by tier and end-to-end latency, with their counts.",
     )
 
 
@@ -184,9 +220,11 @@ def marginals(queries: Table, names: Sequence[str], bins: int = 24) -> Chart:
     times = latencies(table)["e2e"]
     finite = np.isfinite(times) & (times > 0)
     values = []
+    ends: list[float] = []
     if finite.any():
         low, high = float(times[finite].min()), float(times[finite].max())
         edges = np.geomspace(low, max(high, low * 1.001), bins + 1)
+        ends = [low, high]
         for right, word in ((True, "right"), (False, "wrong")):
             counts, _ = np.histogram(times[finite & (table["correct"] == right)], edges)
             values += [
@@ -196,13 +234,13 @@ def marginals(queries: Table, names: Sequence[str], bins: int = 24) -> Chart:
             ]
     return (
         alt.Chart(inline(values))
-        .mark_bar()
+        .mark_bar(orient="vertical")
         .encode(
-            x=alt.X("from:Q", title="end-to-end latency (s)", scale=alt.Scale(type="log")),
+            x=alt.X("from:Q", title="end-to-end latency (s)", scale=log(ends)),
             x2="to:Q",
             y=alt.Y("n:Q", title="queries", stack="zero"),
             color=colour("answer", ["right", "wrong"]),
             tooltip=["answer:N", "n:Q"],
         )
-        .properties(height=140, description="Queries by latency, right and wrong answers stacked.")
+        .properties(height=240, description="Queries by latency, right and wrong answers stacked.")
     )
