@@ -75,9 +75,8 @@ class Engine:
         seed: int = 0,
         temperature: float = 1.0,
     ) -> None:
-        import torch
-
         check_shape(shape)
+        self.torch = torch = torch_package()
         if exact and device != "cpu":
             raise ValueError("float32 is for the CPU: on a GPU the kernels are bf16")
         self.shape, self.limits, self.device = shape, limits, torch.device(device)
@@ -101,8 +100,7 @@ class Engine:
 
     def _make_room(self) -> None:
         """Everything that kernels read or write lies still, so that a graph can be replayed."""
-        import torch
-
+        torch = self.torch
         s, limits = self.shape, self.limits
         xp = self.kernels.xp
         most = (
@@ -132,8 +130,7 @@ class Engine:
 
     def array(self, tensor: Any) -> Any:
         """The same memory as an array of the kernels' package: float32, or bf16 bits as uint16."""
-        import torch
-
+        torch = self.torch
         wide = tensor.dtype == torch.float32
         bits = tensor if wide else tensor.view(torch.int16)
         cpu = self.device.type == "cpu"
@@ -142,8 +139,7 @@ class Engine:
 
     def tensor(self, values: npt.NDArray[Any]) -> Any:
         """A host array on the engine's device."""
-        import torch
-
+        torch = self.torch
         there = torch.from_numpy(np.ascontiguousarray(values))
         return there.to(self.device, non_blocking=True)
 
@@ -151,8 +147,7 @@ class Engine:
         """Let CuPy launch on torch's current stream."""
         if self.device.type != "cuda":
             return nullcontext()
-        import torch
-
+        torch = self.torch
         stream = torch.cuda.current_stream(self.device).cuda_stream
         external: AbstractContextManager[Any] = self.kernels.xp.cuda.ExternalStream(stream)
         return external
@@ -164,8 +159,7 @@ class Engine:
 
         Raises ValueError for a tick that is larger than the engine was built for.
         """
-        import torch
-
+        torch = self.torch
         if len(tick.tokens) > self.limits.max_rows:
             raise ValueError(
                 f"{len(tick.tokens)} decoders, but the engine was built for {self.limits.max_rows}"
@@ -241,8 +235,7 @@ class Engine:
         contexts: list[_Context],
     ) -> Any:  # fmt: skip
         """All layers over tensors [rows] of tokens and positions; decoders come first, by `step`."""
-        from torch.nn import functional
-
+        functional = self.torch.nn.functional
         s, k, n = self.shape, self.kernels, tokens.shape[0]
         b = len(step.parts) - 1 if step is not None else 0
         more = 0 if again is None else len(again)
@@ -282,9 +275,7 @@ class Engine:
 
     def _attend(self, layer: int, context: _Context, asked: Any, turn: Any, out: Any) -> None:
         """Causal attention of the pieces that share one context: its KV is gathered once."""
-        import torch
-        from torch.nn.attention.bias import causal_lower_right
-
+        torch = self.torch
         s, rows = self.shape, context.rows
         g, width = rows.shape
         flat = rows.reshape(-1)
@@ -303,7 +294,7 @@ class Engine:
             q.view(g, width, s.heads, HEAD_DIM).transpose(1, 2),
             both[0],
             both[1],
-            attn_mask=causal_lower_right(width, context.start + width),
+            attn_mask=torch.nn.attention.bias.causal_lower_right(width, context.start + width),
             enable_gqa=s.heads != s.kv_heads,
         )
         out[flat[context.real]] = result.transpose(1, 2).reshape(-1, s.heads, HEAD_DIM)[
@@ -314,8 +305,7 @@ class Engine:
 
     def logits(self, hidden: Any) -> Any:
         """Next-token logits of last hidden states [rows, hidden]."""
-        from torch.nn import functional
-
+        functional = self.torch.nn.functional
         return functional.linear(hidden, self.weights.head)
 
     def _sample(self, hidden: Any, rows: Ints) -> Any:
@@ -342,8 +332,7 @@ class Engine:
         """The reward head's probability that a step is right. Shape: Qwen2.5-Math-PRM, linear, ReLU, linear to 2."""
         if not len(rows):
             return np.empty(0, np.float32)
-        from torch.nn import functional
-
+        functional = self.torch.nn.functional
         last = functional.relu(self.logits(hidden[self.tensor(rows.astype(np.int64))]))
         two = functional.linear(last, self.weights.judge)
         return two.float().softmax(-1)[:, 1].contiguous()
@@ -372,6 +361,14 @@ class Engine:
         """Pages that the device counts as taken, ascending."""
         held: Ints = np.flatnonzero(self._fetch(self.refs)).astype(np.int32)
         return held
+
+
+def torch_package() -> Any:
+    """torch, which is optional, imported when an engine is made; raises ModuleNotFoundError without it."""
+    import torch
+    import torch.nn.attention.bias
+
+    return torch
 
 
 @dataclass(slots=True)
