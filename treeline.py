@@ -324,6 +324,47 @@ def dash(
 
 
 @command
+def price(
+    what: Annotated[
+        str, typer.Argument(metavar="RUN|SCENARIO", help="A run directory, or a scenario to run.")
+    ],
+    set_: Set = None,
+    replications: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="More of them narrow the intervals.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Processes; all cores by default.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: Json = False,
+    fail_on_promise: Annotated[
+        bool, typer.Option("--fail-on-promise", help="Exit code 3 when a promise is refused.")
+    ] = False,
+) -> None:
+    """List prices with margins and break-evens, promises kept or refused, reserves and subsidies.
+
+    \b
+    Example: treeline price runs/quickstart
+             treeline price scenarios/quickstart.yaml --set pricing.calibration_queries=90
+    """
+    from dashboards.commands import price as pricing
+    from dashboards.terminal import as_json as to_json
+
+    options = list(set_ or ())
+    run = what if pricing.is_run(what) else None
+    if replications is not None:
+        options.append(f"replications={replications}")
+    loaded = None if run else _load(what, options)
+    found, refused = pricing.price(
+        loaded, run, options, workers=workers, quiet=quiet, as_json=as_json
+    )
+    if as_json:
+        typer.echo(to_json(found))
+    if refused and fail_on_promise:
+        raise typer.Exit(MISSED)
+
+
+@command
 def catalog(
     kind: Annotated[
         str | None, typer.Argument(help="devices, models, presets or algorithms; all by default.")

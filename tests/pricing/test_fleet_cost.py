@@ -14,9 +14,8 @@ from pricing.breakdown import LABELS, breakdowns
 from pricing.contract import Priced, price
 from scenarios.loader import Loaded, load
 from sim.records import Result, measured, merge
-from sim.replication import replicate
+from sim.replication import pairs, replicate
 from sim.resolve import resolve
-from sim.run import pairs
 
 FILES = sorted(Path(scenarios.__file__).parent.glob("*.yaml"))
 DATA = Path(os.environ.get("TREELINE_DATA", "../shared/data"))

@@ -1,0 +1,102 @@
+"""`treeline price`: what a run or a scenario sells, at which margin, under which promises, and who pays for whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dashboards.prices import price_list as shown
+from dashboards.report import jsonable
+from dashboards.terminal import near, plain, progress, stdout
+from pricing.pricelist import PriceList, price_list
+from scenarios.errors import UserError
+from scenarios.loader import Loaded, loads
+from sim.jobs import jobs, simulate
+from sim.records import Result
+from sim.resolve import Resolved, resolve
+from sim.store import GIVEN, load
+
+
+def price(
+    loaded: Loaded | None,
+    run: str | None,
+    overrides: Sequence[str],
+    *,
+    workers: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> tuple[dict[str, Any], bool]:
+    """Print the price list of a scenario, which is simulated first, or of a run directory.
+
+    Returns the document and whether a promise was refused. Raises UserError as the parts do.
+    """
+    resolved, result = stored(run, overrides) if run else played(loaded, workers, quiet)
+    with progress(f"prices of {resolved.scenario.name}", quiet=quiet) as tell:
+        found = price_list(resolved, result, tell)
+    if not as_json:
+        stdout().print(shown(found))
+    return document(found), bool(found.refused)
+
+
+def stored(directory: str, overrides: Sequence[str]) -> tuple[Resolved, Result]:
+    """A run as it was, under the prices and business assumptions of today.
+
+    Raises UserError for an override that would need another run.
+    """
+    for text in overrides:
+        key = text.partition("=")[0]
+        if not (key.startswith("pricing.") or ".price" in key):
+            raise UserError(
+                f"--set {plain(key)} would need another run: only pricing.* and tiers.NAME.price.* of a "
+                f"finished run can change. Price the scenario instead of the run."
+            )
+    found = load(directory)
+    loaded = loads(found.resolved, f"{directory}/{GIVEN}", overrides)
+    return resolve(loaded), found.result
+
+
+def played(loaded: Loaded | None, workers: int | None, quiet: bool) -> tuple[Resolved, Result]:
+    """A scenario, simulated. Raises UserError for a sweep, which has no single price list."""
+    assert loaded is not None
+    if loaded.sweep_cells():
+        raise UserError(
+            f"{plain(loaded.name)} is a sweep, and each of its cells has a price list of its own. "
+            "Run it, then price one of its run directories."
+        )
+    (job,) = jobs([loaded], force=True)
+    result, _ = simulate(job, {}, partial(progress, quiet=quiet), workers)
+    return job.resolved, result
+
+
+def is_run(what: str) -> bool:
+    """Whether an argument names a directory rather than a scenario file. Raises UserError for neither."""
+    place = Path(what)
+    if not place.exists() and place.suffix not in (".yaml", ".yml"):
+        folder = place.parent if place.parent.is_dir() else Path()
+        hint = near(place.name, [item.name for item in folder.iterdir()])
+        raise UserError(f"{plain(what)} is neither a run directory nor a scenario file.{hint}")
+    return place.is_dir()
+
+
+def document(found: PriceList) -> dict[str, Any]:
+    """The list as JSON values, with what its properties say."""
+    plainly = jsonable(found)
+    assert isinstance(plainly, dict)
+    for line, shown_ in zip(found.lines, plainly["lines"], strict=True):
+        shown_["margin_usd"] = jsonable(line.money.margin_usd)
+        shown_["margin_share"] = jsonable(line.margin_share)
+    for item, row in zip(found.promises, plainly["promises"], strict=True):
+        row["kept"] = item.kept
+        for key in ("certified", "as_sold", "supported"):
+            under = getattr(item, key)
+            if under is not None:
+                row[key]["coverage"] = under.coverage
+                row[key]["precision"] = under.precision
+                row[key]["cost_per_sold"] = jsonable(item.cost_per_sold(under))
+    for split, rows in zip(found.breakdowns, plainly["breakdowns"], strict=True):
+        for group, row in zip(split.groups, rows["groups"], strict=True):
+            for key in ("margin_usd", "cost_per_query", "cost_per_right", "cost_per_sold"):
+                row[key] = jsonable(getattr(group, key))
+    return plainly

@@ -1,0 +1,114 @@
+"""`treeline price` as a person and a script meet it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_cli import treeline_
+
+SMALL = """\
+question: What does an answer cost?
+replications: 2
+horizon: {warmup: 5s, measure: 30s}
+fleet:
+  thinker: {model: llama-3.1-8b, device: h200-sxm-141gb, latency: {kind: roofline}}
+  judge: {role: verifier, model: qwen2.5-math-prm-7b, device: h200-sxm-141gb, latency: {kind: roofline}}
+workload:
+  arrivals: {rate: 3/s}
+  classes: {easy: {preset: gsm8k, share: 50%}, hard: {preset: math-500, share: 50%}}
+tiers:
+  fast: {share: 50%, search: {algorithm: direct}, price: {per_mtok_out: 2.40 USD}}
+  sure:
+    share: 50%
+    search: {algorithm: weighted_vote, n: 4}
+    promise: {confidence: 97%}
+    price: {per_answer: 0.02 USD, refund: 100%}
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a scenario and a run of it."""
+    place = tmp_path_factory.mktemp("price")
+    (place / "small.yaml").write_text(SMALL)
+    words = ("run", str(place / "small.yaml"), "--workers", "1", "--quiet", "--out")
+    assert treeline_(*words, str(place / "run")).exit_code == 0
+    return place
+
+
+def priced(home: Path, *words: str) -> Any:
+    result = treeline_("price", str(home / "run"), "--json", "--quiet", *words)
+    assert (result.exit_code, result.stderr) == (0, "")
+    return json.loads(result.stdout)
+
+
+def test_the_list_of_a_run_holds_prices_promises_reserve_and_subsidies(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = treeline_("price", str(home / "run"), "--quiet").stdout
+    for title in (
+        "Prices, per answer sold",
+        "Promises, class by class",
+        "Reserve",
+        "Who subsidises",
+    ):
+        assert title in shown
+    assert max(len(line) for line in shown.splitlines()) <= 100
+    assert "pricing.error_correlation, assumed" in " ".join(shown.split())
+
+
+def test_a_run_and_its_scenario_have_the_same_list(home: Path) -> None:
+    again = treeline_("price", str(home / "small.yaml"), "--json", "--quiet", "--workers", "1")
+    first, second = priced(home), json.loads(again.stdout)
+    for key in ("bill", "promises", "breakdowns"):
+        assert first[key] == second[key]
+
+
+def test_a_finished_run_can_be_priced_anew(home: Path) -> None:
+    before = priced(home)
+    after = priced(home, "--set", "tiers.sure.price.per_answer=0.04 USD", "--set",
+                   "pricing.terms=committed")  # fmt: skip
+    assert after["lines"][1]["price"] == pytest.approx(2 * before["lines"][1]["price"])
+    ratio = after["bill"]["total_usd"] / before["bill"]["total_usd"]
+    assert ratio == pytest.approx(2.52 / 3.99)
+
+
+def test_refused_promises_are_named_with_the_reason_and_the_way_out(home: Path) -> None:
+    words = ("price", str(home / "run"), "--set", "pricing.calibration_queries=90", "--quiet")
+    refused = treeline_(*words, "--fail-on-promise")
+    assert refused.exit_code == 3
+    text = " ".join(refused.stdout.split())
+    assert "sure, hard: 97.0 % is refused: 90 calibration queries are too few." in text
+    assert "calibration queries." in text
+    assert treeline_(*words).exit_code == 0
+    found = priced(home, "--set", "pricing.calibration_queries=90")["promises"]
+    assert [row["kept"] for row in found] == [False, False]
+    assert all(row["at_least"] == 99 for row in found)
+
+
+def test_what_would_need_another_run_is_refused(home: Path) -> None:
+    refused = treeline_("price", str(home / "run"), "--set", "tiers.fast.share=10%")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "tiers.fast.share would need another run" in refused.stderr
+
+
+def test_what_is_neither_a_run_nor_a_scenario_is_refused(home: Path) -> None:
+    refused = treeline_("price", str(home / "rum"))
+    assert refused.exit_code == 2
+    assert "is neither a run directory nor a scenario file. Did you mean 'run'?" in refused.stderr
+    assert treeline_("price", str(home)).exit_code == 2
+
+
+def test_a_drift_adds_what_it_costs_until_it_is_seen(home: Path) -> None:
+    drift = ("--set", "pricing.drift.bias=1.5", "--set", "pricing.drift.strength=0.7")
+    found = priced(home, *drift)
+    (row,) = found["drift"]
+    assert row["tier"] == "sure"
+    assert not any(item["kept"] for item in found["promises"])
+    shown = treeline_("price", str(home / "run"), "--quiet", *drift).stdout
+    assert "What the drift of the verifier costs" in shown
