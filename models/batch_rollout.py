@@ -94,7 +94,8 @@ def samples(
 
 def covers(chosen: Plan) -> bool:
     """Say whether a plan is played in columns, and not by its generator."""
-    return chosen.algorithm in _PLAYERS and set(chosen.params) == _PLAYERS[chosen.algorithm][1]
+    params = {key: value for key, value in chosen.params.items() if (key, value) != _PLAIN}
+    return chosen.algorithm in _PLAYERS and set(params) == _PLAYERS[chosen.algorithm][1]
 
 
 def batch_rollout(
@@ -246,6 +247,7 @@ def _outcomes(crowd: Crowd, chosen: Ints, signal: Floats, **columns: Bools | Int
     )
 
 
+_PLAIN: Final = ("aggregate", "last")  # how a trajectory is scored where nothing else is asked for
 _Player = Callable[[Crowd, Mapping[str, int]], Outcomes]
 
 

@@ -128,7 +128,7 @@ def certify(
     cumulated = np.concatenate([[0], np.cumsum(right[order])])
     ranked = signal[order]
     first = _start(promise, known, delta)
-    sizes = np.array(_sizes(ranked[:known], first, n), dtype=np.int64)
+    sizes = _sizes(ranked[:known], first, n)
     hits = cumulated[sizes]
     bounds = np.where(hits > 0, betaincinv(np.maximum(hits, 1), sizes - hits + 1, delta), 0.0)
     passed = int(np.argmin(bounds >= promise)) if (bounds < promise).any() else len(sizes)
@@ -180,17 +180,14 @@ def _start(promise: float, n: int, delta: float) -> int:
     return next((size for size in sizes if 2 * size <= n), sizes[-1])
 
 
-def _sizes(ranked: Floats, first: int, n: int) -> list[int]:
+def _sizes(ranked: Floats, first: int, n: int) -> npt.NDArray[np.int64]:
     """How many answers each threshold sells, rising; answers of equal signal are sold together."""
     if not len(ranked) or first > len(ranked):
-        return []
-    marks = sorted({first, *(max(first, n * step // STEPS) for step in range(1, STEPS + 1))})
+        return np.empty(0, dtype=np.int64)
+    marks = np.maximum(first, n * np.arange(STEPS + 1) // STEPS)
     rising = -ranked
-    found = [
-        int(np.searchsorted(rising, rising[min(mark, len(ranked)) - 1], side="right"))
-        for mark in marks
-    ]
-    return sorted(set(found))
+    ends = np.searchsorted(rising, rising[np.minimum(marks, len(ranked)) - 1], side="right")
+    return np.unique(ends)
 
 
 def _rows(
