@@ -1,20 +1,23 @@
 """One replica's batch without a clock: admit, run a stretch of ticks in closed form, finish, preempt.
 
-`begin()` plans the next stretch: either a *boundary tick*, scheduled explicitly (admission, last chunk,
-overflow), or a *regime* of constant composition. `advance(k)` lets k of its ticks happen. Nothing here
-knows the time; the simulator and the real engine both drive this object. docs/engine.md is its law.
+`begin()` plans the next stretch: a *regime* of constant composition, or a *boundary tick* that is scheduled
+explicitly (last chunk, overflow, admission that computes). `advance(k)` lets k of its ticks happen. Nothing
+here knows the time; the simulator and the real engine both drive this object. docs/engine.md is its law.
 """
 
 from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
+from itertools import accumulate
+from operator import attrgetter
 
-from sim.branch import DECODING, DONE, FILLING, WAITING, Branch, Cost, Fill, Settings, Stretch
-from sim.kv import DoesNotFitError, KvNode, PageTree, Query
+from sim.admission import admit
+from sim.branch import Cost, Fill, Settings, Stretch
+from sim.kv import DECODING, DONE, FILLING, WAITING, DoesNotFitError, KvNode, Query, does_not_fit
 from sim.ledger import Ledger
 
-__all__ = ["Batch", "Branch", "Cost", "Settings", "Stretch"]
+__all__ = ["Batch", "Cost", "Settings", "Stretch"]
 
 
 class Batch(Ledger):
@@ -30,38 +33,67 @@ class Batch(Ledger):
         assert self._stretch is None, "the last stretch is not over"
         if self.started or self.marked or self.activated:
             self.started, self.marked, self.activated = [], [], []
-        if self.ready and self.fill is None:
-            if self._head() is None:
+        if self.fill is None:
+            if self.ready:
+                if self._head() is not None:
+                    return self._boundary_tick()
                 self.ready = False
-            else:
-                return self._boundary_tick()
-        if self.fill is None and not self.decoders:
-            return None
+            if not self.decoders:
+                return None
         return self._regime() or self._boundary_tick()
 
-    def _regime(self) -> Stretch | None:
+    def _regime(self, copy_s: float = 0.0, taken: int = 0) -> Stretch | None:
+        """Plan a regime whose first tick takes `copy_s` more and has `taken` of its pages already."""
         b = self.decoders
-        finish = self._finish
-        while finish and finish[0][0] not in (finish[0][2].finish_tick, finish[0][2].mark_tick):
-            heapq.heappop(finish)
-        ticks = finish[0][0] - self.tick if finish else 1 << 60
-        chunk = 0
-        fill = self.fill
-        if fill is not None:
-            chunk = max(0, self.settings.max_num_batched_tokens - b)
-            if chunk:
-                ticks = min(ticks, -(-fill.left // chunk) - 1)
-                if ticks <= 0:
-                    return None
-        ticks = self._fit(ticks, chunk)
-        if ticks <= 0:
-            return None
+        if self._stale or self._marks:
+            end = self._next_end()
+        else:
+            end = self._finish[0][0] if b else 1 << 60
+        ticks = end - self.tick
+        if self.fill is not None:
+            return self._filling_regime(self.fill, ticks, copy_s, taken)
+        tree = self.tree
+        bound = b * (ticks // self.block_size + 1)
+        self.roomy = bound <= tree.free
+        if not self.roomy and bound > tree.free + tree.cached:
+            ticks = self._fit(ticks, taken)
+            if ticks <= 0:
+                return None
+        base = self._decode_s.get(b)
+        if base is None:
+            base = self._decode_s[b] = self.cost.base_s(b, 0)
+        self._per_decoder = (base + self._prefix_s) / b
+        kv_s = self._kv_s
+        self._chunk = 0
+        self._taken = taken
+        self._boundary = False
+        self.regimes += 1
+        read = self.read + self.read_saturated / self.saturation
+        stretch = self._stretch = Stretch(ticks, base + kv_s * read, kv_s * b, copy_s)
+        return stretch
+
+    def _filling_regime(self, fill: Fill, ticks: int, copy_s: float, taken: int) -> Stretch | None:
+        """Plan a regime of full chunks of the partial prefill beside the decoders, if there are any."""
         cost = self.cost
+        b = self.decoders
+        chunk = max(0, self.settings.max_num_batched_tokens - b)
+        if chunk:
+            ticks = min(ticks, -(-fill.left // chunk) - 1)
+            if ticks <= 0:
+                return None
+        tree = self.tree
+        bound = b * (ticks // self.block_size + 1) + len(fill.missing) + 1
+        bound += (chunk * ticks) // self.block_size
+        self.roomy = bound <= tree.free
+        if not self.roomy and bound > tree.free + tree.cached:
+            ticks = self._fit_filling(fill, ticks, chunk, taken)
+            if ticks <= 0:
+                return None
         base = cost.base_s(b, chunk)
         first = base + cost.kv_s * (self.read + self.read_saturated / self.saturation)
         slope = cost.kv_s * b
         prefill = 0.0
-        if chunk and fill is not None:
+        if chunk:
             prefill = base - min(base, cost.base_s(b, 0)) if b else base
             per_context = cost.context_s(chunk)
             context_s = per_context * (fill.context + chunk / 2)
@@ -70,35 +102,56 @@ class Batch(Ledger):
             self._prefill_slope = per_context * chunk
             slope += self._prefill_slope
         if b:
-            self._per_decoder = (base - prefill + self._prefix_s()) / b
+            self._per_decoder = (base - prefill + self._prefix_s) / b
         self._chunk = chunk
+        self._taken = taken
         self._boundary = False
         self.regimes += 1
-        self._stretch = Stretch(ticks, first, slope)
-        return self._stretch
+        stretch = self._stretch = Stretch(ticks, first, slope, copy_s)
+        return stretch
 
-    def _fit(self, ticks: int, chunk: int) -> int:
-        """Return how many of `ticks` ticks fit into the pool: exact, by the phases of the decoders."""
+    def _next_end(self) -> int:
+        """Return the tick with which the next decoder ends or reaches its mark."""
+        self._stale = False
+        finish = self._finish
+        end = 1 << 60
+        while finish:
+            end, number, cohort = finish[0]
+            order = cohort.order
+            while order and order[-1].cohort is not cohort:
+                order.pop()
+            if not order:
+                heapq.heappop(finish)
+                end = 1 << 60
+                continue
+            due = cohort.offset + order[-1].ticks
+            if due == end:
+                break
+            heapq.heapreplace(finish, (due, number, cohort))
+        marks = self._marks
+        while marks:
+            tick, _, node = marks[0]
+            if node.state == DECODING and node.mark_tick == tick:
+                return min(tick, end)
+            heapq.heappop(marks)
+        return end
+
+    def _fit(self, ticks: int, taken: int) -> int:
+        """Return how many of `ticks` ticks of the decoders alone fit into the pool: exact, by phases."""
+        periods, rest = divmod(self.tree.free + self.tree.cached + taken, self.decoders)
+        return min(ticks, periods * self.block_size + bisect_right(self._upto(), rest) - 1)
+
+    def _upto(self) -> list[int]:
+        """Return the pages that decoders need in the first 0, 1, ..., p ticks from now."""
+        start = self.tick % self.block_size
+        return [0, *accumulate(self.phases[start : start + self.block_size])]
+
+    def _fit_filling(self, fill: Fill, ticks: int, chunk: int, taken: int) -> int:
+        """Return how many of `ticks` ticks fit into the pool with a chunk of the partial prefill in each."""
         b = self.decoders
         p = self.block_size
-        tree = self.tree
-        available = tree.free + tree.cached
-        fill = self.fill
-        bound = b * (ticks // p + 1)
-        if fill is not None:
-            bound += (chunk * ticks) // p + len(fill.missing) + 1
-        if bound <= available:
-            return ticks
-        upto = [0] * (p + 1)  # pages that the first j ticks of a period need
-        phases, tick = self.phases, self.tick
-        for j in range(p):
-            upto[j + 1] = upto[j] + phases[-(tick + j) % p]
-        if fill is None or not chunk:
-            if not b:
-                return ticks
-            periods, rest = divmod(available, b)
-            k = periods * p + bisect_right(upto, rest) - 1
-            return min(ticks, k)
+        available = self.tree.free + self.tree.cached + taken
+        upto = self._upto()
         low, high = 0, min(ticks, (available // b + 1) * p if b else ticks)
         while low < high:
             k = (low + high + 1) // 2
@@ -109,38 +162,44 @@ class Batch(Ledger):
     # -- the boundary tick ------------------------------------------------------------------------
 
     def _boundary_tick(self) -> Stretch | None:
+        """Schedule the next tick; where it only decodes, the regime that follows starts with it."""
         cost = self.cost
         self.tree.tick = self.tick
-        self._bills = []
         chunks: list[tuple[Query, int, int]] = []  # (query, tokens, context) of each prefill chunk
         copied: list[tuple[Query, int]] = []
         preempted, budget = self._run_first(chunks, copied)
         if not preempted and self.fill is None:
-            self.ready = self._admit(budget, chunks, copied)
+            self.ready = admit(self, budget, chunks, copied)
         plain = self.decoders
         if not plain and not chunks:
             return None
+        bills = self._bills
+        extra = 0.0
+        for query, tokens in copied:
+            extra += cost.copy_s * tokens
+            bills.append((query, cost.copy_s * tokens))
+        if not (chunks or preempted or self.ready or self.started):
+            return self._regime(extra, self.phases[self.tick % self.block_size])
         prefill_tokens = 0
         for _, tokens, _ in chunks:
             prefill_tokens += tokens
         base = cost.base_s(plain, prefill_tokens)
-        seconds = base + cost.kv_s * (self.read + self.read_saturated / self.saturation)
+        seconds = base + cost.kv_s * (self.read + self.read_saturated / self.saturation) + extra
         prefill = base
         if plain:
             prefill = base - min(base, cost.base_s(plain, 0)) if prefill_tokens else 0.0
-            self._per_decoder = (base - prefill + self._prefix_s()) / plain
-        for query, tokens, context in chunks:
-            context_s = cost.context_s(tokens) * (context + tokens / 2)
-            seconds += context_s
-            self._bills.append((query, prefill * tokens / prefill_tokens + context_s))
-        for query, tokens in copied:
-            seconds += cost.copy_s * tokens
-            self._bills.append((query, cost.copy_s * tokens))
-        self.computed_tokens += prefill_tokens
-        self._boundary = True
+            self._per_decoder = (base - prefill + self._prefix_s) / plain
+        if prefill_tokens:
+            prefill /= prefill_tokens
+            for query, tokens, context in chunks:
+                context_s = cost.context_s(tokens) * (context + tokens / 2)
+                seconds += context_s
+                bills.append((query, prefill * tokens + context_s))
+            self.computed_tokens += prefill_tokens
+        self._boundary = self.roomy = True
         self.boundaries += 1
-        self._stretch = Stretch(1, seconds, 0.0)
-        return self._stretch
+        stretch = self._stretch = Stretch(1, seconds, 0.0)
+        return stretch
 
     def _run_first(
         self, chunks: list[tuple[Query, int, int]], copied: list[tuple[Query, int]]
@@ -148,7 +207,8 @@ class Batch(Ledger):
         """Give running branches their pages, preempting from the tail; return (preempted, budget left)."""
         tree = self.tree
         fill = self.fill
-        phase = -self.tick % self.block_size
+        phases = self.phases
+        phase = self.tick % self.block_size
         budget = self.settings.max_num_batched_tokens - self.decoders
         chunk = fill_pages = 0
         if fill is not None:
@@ -157,15 +217,15 @@ class Batch(Ledger):
             if chunk == fill.left and fill.branch.ticks:
                 fill_pages += self._first_write_pages(fill.branch)
         preempted = False
-        while self.phases[phase] + fill_pages > tree.free + tree.cached:
+        while phases[phase] + fill_pages > tree.free + tree.cached:
             victim = self._tail()
             if self.decoders + (self.fill is not None) == 1:
-                raise DoesNotFitError(_does_not_fit(victim, tree))
+                raise DoesNotFitError(does_not_fit(victim, tree))
             self._preempt(victim)
             preempted = True
             if self.fill is None:
                 fill, chunk, fill_pages = None, 0, 0
-        tree.take(self.phases[phase] + fill_pages)
+        tree.take(phases[phase] + fill_pages)
         if fill is not None and chunk:
             branch = fill.branch
             chunks.append((branch.query, chunk, fill.context))
@@ -178,294 +238,134 @@ class Batch(Ledger):
                 self.ready = True
         return preempted, budget - chunk
 
-    def _tail(self) -> Branch:
+    def _tail(self) -> KvNode:
         """Return the running branch of the youngest query that was submitted last."""
-        candidates = list(self.running.values())
-        if self.fill is not None:
-            candidates.append(self.fill.branch)
-        return max(candidates, key=_age)
+        best = self.fill.branch if self.fill is not None else None
+        if self._decoding:
+            number, query = self._decoding[-1]
+            if best is not None and best.query.number != number:
+                if best.query.number > number:
+                    return best
+                best = None
+            for cohort in query.cohorts:
+                nodes = cohort.nodes
+                while nodes[-1].cohort is not cohort:
+                    nodes.pop()
+                if best is None or nodes[-1].number > best.number:
+                    best = nodes[-1]
+        assert best is not None, "nothing runs"
+        return best
 
-    def _preempt(self, branch: Branch) -> None:
+    def _preempt(self, branch: KvNode) -> None:
         if branch.state == FILLING:
             self._unfill(branch)
         else:
             self._leave(branch)
         branch.state = WAITING
-        branch.num_preemptions += 1
-        branch.query.preemptions += 1
+        query = branch.query
+        query.preemptions += 1
         self.num_preemptions += 1
-        self._wait(branch)
+        query.waiting.appendleft(branch)  # whoever waits of its query was submitted later
+        self.waiting_branches += 1
+        if not query.queued:
+            self._enqueue(query)
+        self.ready = True
 
-    def _complete_prefill(self, branch: Branch, copied: list[tuple[Query, int]]) -> None:
+    def _complete_prefill(self, branch: KvNode, copied: list[tuple[Query, int]]) -> None:
         """Note that the path of `branch` is complete with this tick."""
         if branch.ticks:
             self._copy_tail(branch, copied)
             self._late.append((branch, True))
-            if branch.fresh and branch.parent is not None:
+            if not branch.written and branch.parent is not None:
                 self._merging.add(branch.parent)
         else:
             self._filled.append((branch, True))
 
-    def _admit(
-        self, budget: int, chunks: list[tuple[Query, int, int]], copied: list[tuple[Query, int]]
-    ) -> bool:
-        """Admit from the head of waiting; return whether the next tick should try again."""
-        tree = self.tree
-        settings = self.settings
-        limit = settings.max_active_searches or 1 << 62
-        places = settings.max_num_seqs - self.decoders - len(self._late) - len(self._filled)
-        while True:
-            branch = self._head()
-            if branch is None or places <= 0:
-                return False
-            query = branch.query
-            if not query.active and self.active_searches >= limit:
-                return False
-            node = branch.node
-            missing: list[KvNode] = []
-            lacking = context = unpinned = 0
-            step: KvNode | None = node
-            while step is not None:
-                if step.resident < step.want:
-                    missing.append(step)
-                    lacking += step.want - step.resident
-                context += step.resident
-                if not step.decoders and not step.fills:
-                    unpinned += step.pages
-                step = step.up
-            merges = branch.fresh and not lacking and branch.parent in self._merging
-            compute = 0 if merges else lacking + 1
-            if compute and budget <= 0:
-                return True
-            chunk = min(compute, budget)
-            missing.reverse()
-            need = self._chunk_pages(missing, chunk) if missing else 0
-            if chunk == compute and branch.ticks:
-                need += self._first_write_pages(branch)
-            if need > tree.free + tree.cached - unpinned:
-                if places == settings.max_num_seqs:
-                    raise DoesNotFitError(_does_not_fit(branch, tree))
-                # those that decode from the next tick on leave it a smaller chunk, which may fit
-                return chunk < compute and bool(self._late)
-            self._activate(branch, context)
-            places -= 1
-            budget -= chunk
-            if compute == 1 and branch.ticks:
-                self._admit_decoder(branch, need, copied)
-                room = min(places, budget)
-                if room > 0:
-                    more = self._admit_siblings(branch, room, copied)
-                    places -= more
-                    budget -= more
-                continue
-            if compute:
-                self._pin(node)
-                tree.take(need)
-                brought = self._bring(missing, chunk)
-                chunks.append((query, chunk, context))
-                branch.state = FILLING
-                if chunk < compute:
-                    query.fill = 1
-                    self.fill = Fill(branch, missing, compute - chunk, context + brought)
-                    return False
-                self._complete_prefill(branch, copied)
-                if not branch.ticks and places > 0 and budget > 1:
-                    more, spent = self._admit_given(branch, places, budget, chunks)
-                    places -= more
-                    budget -= spent
-            else:
-                tree.take(need)
-                self._copy_tail(branch, copied)
-                self._late.append((branch, False))
-
-    def _activate(self, branch: Branch, context: int) -> None:
-        """Take `branch`, the head of waiting, out of the queue; its query is active from now on."""
-        query = branch.query
-        heapq.heappop(query.waiting)
-        self.waiting_branches -= 1
-        if not query.active:
-            query.active = True
-            self.activated.append(query)
-            self.active_searches += 1
-            self.hit_tokens += context
-            heapq.heappop(self._new)
-            query.queued = bool(query.waiting)
-            if query.queued:
-                heapq.heappush(self._active, (query.number, query))
-
-    def _copy_tail(self, branch: Branch, copied: list[tuple[Query, int]]) -> None:
+    def _copy_tail(self, branch: KvNode, copied: list[tuple[Query, int]]) -> None:
         """Copy the tail of a fork's path into its own first pages."""
-        node = branch.node
-        if branch.fresh and node.tail and not node.want:
-            copied.append((branch.query, node.tail))
-            node.resident = node.tail
-
-    def _admit_decoder(self, branch: Branch, need: int, copied: list[tuple[Query, int]]) -> None:
-        """Admit a branch whose path is resident: it decodes from this tick on."""
-        self.charge(branch.query)
-        context = self._walk(branch.node.up, 1)
-        self._admit_leaf(branch, need, context, copied)
-
-    def _admit_leaf(
-        self, branch: Branch, need: int, context: int, copied: list[tuple[Query, int]]
-    ) -> None:
-        node = branch.node
-        self.tree.cached -= node.pages
-        node.decoders = 1
-        self.tree.take(need)
-        self._copy_tail(branch, copied)
-        self._start_reading(branch, context)
-        if branch.first_tick < 0:
-            branch.first_tick = self.tick + 1
-            self.started.append(branch)
-        self._join(branch, branch.written, self.tick)
-
-    def _start_reading(self, branch: Branch, context: int) -> None:
-        own = branch.node.resident
-        if self.naive:
-            branch.read = own = own + context
-        self.read += own
-        branch.query.read += own
-
-    def _admit_siblings(self, first: Branch, room: int, copied: list[tuple[Query, int]]) -> int:
-        """Admit up to `room` fresh siblings of `first`, which was just admitted; return how many."""
-        tree = self.tree
-        query = first.query
-        waiting = query.waiting
-        up = first.node.up
-        context = -1
-        admitted = 0
-        while waiting and admitted < room:
-            branch = waiting[0][1]
-            if branch.state != WAITING:
-                heapq.heappop(waiting)
-                continue
-            node = branch.node
-            if branch.parent is not first.parent or not branch.fresh or not branch.ticks:
-                break
-            if node.up is not up or node.want > node.resident or node.pages:
-                break
-            need = self._first_write_pages(branch)
-            if need > tree.free + tree.cached:
-                break
-            if context < 0:
-                context = _context(up) if self.naive else 0
-            heapq.heappop(waiting)
-            self.waiting_branches -= 1
-            self._admit_leaf(branch, need, context, copied)
-            admitted += 1
-        if admitted:
-            self._walk(up, admitted)
-        return admitted
-
-    def _admit_given(
-        self, first: Branch, places: int, budget: int, chunks: list[tuple[Query, int, int]]
-    ) -> tuple[int, int]:
-        """Admit siblings of `first`, to be scored whole in this tick; return how many, and tokens.
-
-        The path that they share is pinned by `first` until the tick is over.
-        """
-        tree = self.tree
-        query = first.query
-        waiting = query.waiting
-        up = first.node.up
-        if up is None:
-            return 0, 0
-        context = _context(up)
-        admitted = spent = 0
-        while waiting and admitted < places:
-            branch = waiting[0][1]
-            node = branch.node
-            if branch.state != WAITING or branch.ticks or node.up is not up:
-                break
-            if node.resident or node.fills or node.decoders or not node.want:
-                break
-            compute = node.want + 1
-            if compute > budget - spent:
-                break
-            need = tree.pages_of(node, node.want)
-            if need > tree.free + tree.cached:
-                break
-            heapq.heappop(waiting)
-            self.waiting_branches -= 1
-            tree.take(need)
-            node.resident = node.want
-            node.pages = need
-            node.fills = 1
-            chunks.append((query, compute, context))
-            branch.state = FILLING
-            self._filled.append((branch, False))
-            admitted += 1
-            spent += compute
-        return admitted, spent
+        if branch.tail and not branch.want and not branch.written:
+            copied.append((branch.query, branch.tail))
+            branch.resident = branch.tail
 
     # -- letting time pass --------------------------------------------------------------------------
 
-    def advance(self, ticks: int) -> list[Branch]:
+    def advance(self, ticks: int, seconds: float | None = None) -> list[KvNode]:
         """Let the first `ticks` ticks of the stretch happen; return the branches that finished.
 
-        They come in order of their numbers. `started` then holds the branches whose first token came
-        with the last of these ticks. A boundary tick is advanced by 1.
+        They come in order of submission. `started` and `marked` then hold the branches whose query's first
+        token, or whose marked token, came with the last of these ticks; `held` is the number of pages that
+        were pinned until then. A boundary tick is advanced by 1. `seconds`, if the caller knows it, is what
+        the stretch says of so many ticks.
         """
         stretch = self._stretch
         assert stretch is not None and 0 < ticks <= stretch.ticks
         self._stretch = None
-        self.busy_s += stretch.seconds(ticks)
+        self.busy_s += stretch.seconds(ticks) if seconds is None else seconds
+        if self._bills:
+            for query, bill in self._bills:
+                query.bills += bill
+            self._bills.clear()
         decoders = self.decoders
         if decoders:
             self.common += ticks * self._per_decoder
             self.read += ticks * decoders
+        tree = self.tree
         if self._boundary:
             self.tick += 1
-            for query, seconds in self._bills:
-                query.gpu_s += seconds
+            self.held = tree.total - tree.free - tree.cached
             if self._late or self._filled:
                 return self._finish_boundary()
         else:
-            self._advance_regime(ticks)
-        return self._finished()
+            p = self.block_size
+            start = self.tick % p
+            if ticks < p:
+                need = sum(self.phases[start : start + ticks]) - self._taken
+            else:
+                need = sum(self.phases[start : start + ticks % p]) - self._taken
+                need += ticks // p * decoders
+            if self._chunk:
+                need += self._advance_fill(ticks)
+            if need:
+                tree.take(need)
+            self.tick = tick = self.tick + ticks
+            tree.tick = tick - 1
+            self.held = tree.total - tree.free - tree.cached
+        if self._marks or (self._finish and self._finish[0][0] <= self.tick):
+            return self._finished()
+        return []
 
-    def _advance_regime(self, ticks: int) -> None:
-        p = self.block_size
-        periods, rest = divmod(ticks, p)
-        need = self.decoders * periods
-        tick = self.tick
-        phases = self.phases
-        for j in range(rest):
-            need += phases[-(tick + j) % p]
+    def _advance_fill(self, ticks: int) -> int:
+        """Advance the partial prefill by `ticks` full chunks; return the pages that these take."""
         fill = self.fill
-        self.tree.tick = tick
-        if fill is not None and self._chunk:
-            tokens = ticks * self._chunk
-            need += self._chunk_pages(fill.missing, tokens)
-            fill.context += self._bring(fill.missing, tokens)
-            fill.left -= tokens
-            fill.branch.query.gpu_s += ticks * self._prefill_s + self._prefill_slope * (
-                ticks * (ticks - 1) / 2
-            )
-            self.computed_tokens += tokens
-        if need:
-            self.tree.take(need)
-        self.tick = tick + ticks
+        assert fill is not None
+        tokens = ticks * self._chunk
+        need = self._chunk_pages(fill.missing, tokens)
+        fill.context += self._bring(fill.missing, tokens)
+        fill.left -= tokens
+        fill.branch.query.bills += ticks * self._prefill_s + self._prefill_slope * (
+            ticks * (ticks - 1) / 2
+        )
+        self.computed_tokens += tokens
+        return need
 
-    def _finish_boundary(self) -> list[Branch]:
+    def _finish_boundary(self) -> list[KvNode]:
         """Let branches whose path became complete with this tick decode, or finish."""
-        self._join_late()
+        if self._late:
+            self._join_late()
         finished = self._finished()
         if self._filled:
             tree = self.tree
             for branch, pinned in self._filled:
-                node = branch.node
                 if pinned:
-                    self._unpin(node)
+                    self._unpin(branch)
                 else:
-                    node.fills -= 1
-                    if not node.fills and not node.decoders:
-                        tree.unpinned(node)
+                    branch.fills -= 1
+                    if not branch.fills and not branch.decoders:
+                        tree.unpinned(branch)
                 branch.state = DONE
-                node.branch = None
+                branch.query.flight -= 1
                 finished.append(branch)
-            finished.sort(key=_by_number)
+            finished.sort(key=_number)
             self.prefills += len(self._filled)
             self._filled.clear()
             self.ready = True
@@ -473,58 +373,95 @@ class Batch(Ledger):
 
     def _join_late(self) -> None:
         late = self._late
-        tick = self.tick
         i = 0
         while i < len(late):
-            query = late[i][0].query
-            up = late[i][0].node.up
+            first, _ = late[i]
+            query, up, written = first.query, first.up, first.written
+            siblings = [first]
             j = i + 1
-            while j < len(late) and late[j][0].node.up is up and late[j][0].query is query:
+            while j < len(late):
+                other = late[j][0]
+                if other.parent is not first.parent or other.up is not up:
+                    break
+                if other.written != written:
+                    break
+                siblings.append(other)
                 j += 1
-            self.charge(query)
-            context = self._walk(up, j - i)
+            self._walk(query, up, j - i)
             for branch, pinned in late[i:j]:
-                node = branch.node
-                if not pinned:
-                    self.tree.cached -= node.pages
-                written = branch.written + 1
-                node.resident = node.tail + written
-                node.decoders = 1
                 if pinned:
-                    self._unpin(node)
-                self._start_reading(branch, context)
-                if branch.first_tick < 0:
-                    branch.first_tick = tick
-                    self.started.append(branch)
-                self._join(branch, written, tick)
+                    self._unpin(branch)
+                self.tree.cached -= branch.pages
+                branch.pages = 0
+                branch.resident = branch.tail + written + 1
+            if not query.started:
+                query.started = True
+                self.started.append(first)
+            self._join(siblings, written + 1)
             i = j
         late.clear()
         self._merging.clear()
 
-    def _finished(self) -> list[Branch]:
+    def _finished(self) -> list[KvNode]:
+        """Take out whoever has decoded its last token with this tick."""
         tick = self.tick
+        p = self.block_size
         heap = self._finish
-        finished: list[Branch] = []
+        finished: list[KvNode] = []
         while heap and heap[0][0] <= tick:
-            branch = heapq.heappop(heap)[2]
-            if branch.finish_tick != tick:
-                if branch.mark_tick == tick:
-                    self.marked.append(branch)
-                continue
-            self._leave(branch)
-            branch.state = DONE
-            node = branch.node
-            node.branch = None
-            node.complete = True
-            query = branch.query
-            query.pages += node.pages
-            if query.pages > query.peak_pages:
-                query.peak_pages = query.pages
-            finished.append(branch)
+            _, number, cohort = heap[0]
+            order = cohort.order
+            ticks = tick - cohort.offset  # of a member that ends now
+            count = tails = pages = 0
+            while order:
+                node = order[-1]
+                if node.cohort is cohort:
+                    if node.ticks > ticks:
+                        break
+                    node.cohort = None
+                    node.state = DONE
+                    tails += node.tail
+                    own = node.want = node.resident = node.tail + ticks
+                    offset = node.offset
+                    if offset:
+                        node.pages = held = (offset + own - 1) // p
+                    else:
+                        node.pages = held = (own + p - 1) // p
+                    pages += held
+                    count += 1
+                    finished.append(node)
+                order.pop()
+            if order:
+                heapq.heapreplace(heap, (cohort.offset + order[-1].ticks, number, cohort))
+            else:
+                heapq.heappop(heap)
+            if count:
+                query = cohort.query
+                ran = tick - cohort.joined
+                own = tails + count * (cohort.written + cohort.context)
+                query.reads += ran * own + count * (ran * (ran - 1) // 2)
+                self.read -= own + count * ran
+                query.flight -= count
+                query.pages += pages
+                if query.pages > query.peak_pages:
+                    query.peak_pages = query.pages
+                self.tree.cached += pages
+                if pages and not query.reclaimable:
+                    self.tree.reclaimable(query)
+                self._thin(cohort, count)
         if finished:
+            if len(finished) > 1:
+                finished.sort(key=_number)
             self.branch_steps += len(finished)
             self.ready = True
+        marks = self._marks
+        while marks and marks[0][0] <= tick:
+            node = heapq.heappop(marks)[2]
+            if node.state == DECODING and node.mark_tick == tick:
+                self.marked.append(node)
         return finished
+
+    # -- what can be seen ---------------------------------------------------------------------------
 
     @property
     def iterations(self) -> int:
@@ -538,44 +475,18 @@ class Batch(Ledger):
     def pages_naive(self) -> int:
         """Return the pages that what runs now would hold if branches shared nothing."""
         pages = 0
-        for branch in self.running.values():
-            written = branch.ticks - self.remaining(branch)
-            pages += -(-(branch.node.path - branch.ticks - 1 + written) // self.block_size)
+        p = self.block_size
+        for _, query in self._decoding:
+            for cohort in query.cohorts:
+                first = cohort.nodes[0]
+                tokens = first.path - first.ticks - 1 + cohort.written + self.tick - cohort.joined
+                pages += cohort.count * -(-tokens // p)
         for branch, _ in (*self._late, *self._filled):
-            tokens = branch.node.path - 1 - max(0, branch.ticks - branch.written - 1)
-            pages += -(-tokens // self.block_size)
+            tokens = branch.path - 1 - max(0, branch.ticks - branch.written - 1)
+            pages += -(-tokens // p)
         if self.fill is not None:
-            pages += -(-self.fill.context // self.block_size)
+            pages += -(-self.fill.context // p)
         return pages
 
-    def remaining(self, branch: Branch) -> int:
-        """Return the tokens that `branch` still has to decode."""
-        ran = self.tick - branch.joined if branch.state == DECODING else 0
-        return branch.ticks - branch.written - ran
 
-
-def _context(node: KvNode | None) -> int:
-    """Return the KV tokens on the path that ends at `node`."""
-    tokens = 0
-    while node is not None:
-        tokens += node.resident
-        node = node.up
-    return tokens
-
-
-def _age(branch: Branch) -> tuple[int, int]:
-    return branch.query.number, branch.number
-
-
-def _by_number(branch: Branch) -> int:
-    return branch.number
-
-
-def _does_not_fit(branch: Branch, tree: PageTree) -> str:
-    tokens = branch.node.path
-    pages = -(-tokens // tree.block_size)
-    return (
-        f"one branch of query {branch.query.number} needs {pages} KV pages ({tokens} tokens of "
-        f"{tree.block_size} a page) and the replica has {tree.total}; shorten the prompt or the answer "
-        "(max_tokens), raise gpu_memory_utilization or tensor_parallel, or take a larger device"
-    )
+_number = attrgetter("number")

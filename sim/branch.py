@@ -1,10 +1,11 @@
-"""What a batch is made of: its settings, its branches, a partial prefill, a stretch of ticks."""
+"""What a batch is made of: its settings, its cohorts of branches, a partial prefill, a stretch of ticks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, sqrt
-from typing import Any, Literal, Protocol
+from operator import attrgetter
+from typing import Literal, Protocol
 
 from sim.kv import Fork, KvNode, Query, Sharing
 
@@ -36,37 +37,32 @@ class Settings:
     attention: Literal["shared", "naive"] = "shared"
 
 
-WAITING, FILLING, DECODING, DONE, GONE = range(5)
+_ticks = attrgetter("ticks")
 
 
-class Branch:
-    """`ticks` tokens to decode at `node` (0: only bring its path in), and how far that is."""
+class Cohort:
+    """Siblings that joined the batch in the same tick: they read the same path and write in phase.
+
+    A member that has left (`member.cohort is not cohort`) stays in the lists until it comes to their end.
+    """
 
     __slots__ = (
-        "query", "number", "node", "parent", "ticks", "state", "written", "joined", "finish_tick",
-        "phase", "read", "fresh", "first_tick", "mark", "mark_tick", "num_preemptions", "owner",
+        "query", "up", "nodes", "order", "count", "joined", "offset", "written", "phase", "context",
     )  # fmt: skip
 
-    def __init__(self, query: Query, number: int, node: KvNode, ticks: int, owner: Any) -> None:
+    def __init__(
+        self, query: Query, nodes: list[KvNode], tick: int, written: int, phase: int, context: int
+    ) -> None:
         self.query = query
-        self.number = number
-        self.node = node
-        self.parent = node.parent
-        self.ticks = ticks
-        self.state = WAITING
-        self.written = 0  # tokens decoded when it joined the batch last
-        self.joined = 0  # tick at which it did
-        self.finish_tick = -1
-        self.phase = 0  # (write position - tick) mod page size, constant while it decodes
-        self.read = 0  # naive attention: KV tokens it read at `joined`
-        self.fresh = ticks > 0  # nothing decoded yet
-        self.first_tick = -1  # tick with which its first token was there
-        self.mark = (
-            0  # report when this many tokens are decoded (a visible answer begins); 0: never
-        )
-        self.mark_tick = -1
-        self.num_preemptions = 0
-        self.owner = owner
+        self.up = nodes[0].up  # the path they read above themselves
+        self.nodes = nodes  # in order of submission
+        self.order = sorted(nodes, key=_ticks, reverse=True) if len(nodes) > 1 else nodes[:]
+        self.count = len(nodes)  # that decode
+        self.joined = tick
+        self.written = written  # tokens each had decoded by then
+        self.offset = tick - written  # plus a member's ticks: the tick with which it ends
+        self.phase = phase  # they start a new page in the ticks equal to it modulo the page size
+        self.context = context  # naive attention: KV tokens each reads besides its own
 
 
 class Fill:
@@ -74,32 +70,36 @@ class Fill:
 
     __slots__ = ("branch", "missing", "left", "context")
 
-    def __init__(self, branch: Branch, missing: list[KvNode], left: int, context: int) -> None:
+    def __init__(self, branch: KvNode, missing: list[KvNode], left: int, context: int) -> None:
         self.branch = branch
         self.missing = missing
         self.left = left  # tokens still to compute, the path's last one included
         self.context = context  # path tokens resident
 
 
-@dataclass(slots=True)
 class Stretch:
-    """`ticks` ticks; tick j (from 0) takes `first_s + j * slope_s` seconds."""
+    """`ticks` ticks; tick j (from 0) takes `first_s + j * slope_s` seconds, the first `extra_s` more."""
 
-    ticks: int
-    first_s: float
-    slope_s: float
+    __slots__ = ("extra_s", "first_s", "slope_s", "ticks")
+
+    def __init__(self, ticks: int, first_s: float, slope_s: float, extra_s: float = 0.0) -> None:
+        self.ticks = ticks
+        self.first_s = first_s
+        self.slope_s = slope_s
+        self.extra_s = extra_s
 
     def seconds(self, k: int) -> float:
-        """Return how long the first `k` ticks take."""
-        return k * self.first_s + self.slope_s * (k * (k - 1) / 2)
+        """Return how long the first `k` >= 1 ticks take."""
+        return self.extra_s + k * self.first_s + self.slope_s * (k * (k - 1) / 2)
 
     def ticks_until(self, seconds: float) -> int:
         """Return the fewest ticks (at least 1, at most all) whose end is not before `seconds`."""
+        rest = max(0.0, seconds - self.extra_s)
         if self.slope_s <= 0.0:
-            k = ceil(seconds / self.first_s) if self.first_s > 0 else self.ticks
+            k = ceil(rest / self.first_s) if self.first_s > 0 else self.ticks
         else:
             a, h = self.first_s, self.slope_s / 2
-            k = ceil((h - a + sqrt((a - h) ** 2 + 4 * h * seconds)) / (2 * h))
+            k = ceil((h - a + sqrt((a - h) ** 2 + 4 * h * rest)) / (2 * h))
         k = min(max(k, 1), self.ticks)
         while k > 1 and self.seconds(k - 1) >= seconds:
             k -= 1

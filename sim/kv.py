@@ -8,9 +8,15 @@ are cached until somebody needs them. docs/engine.md defines every number here.
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from sim.branch import Cohort
+
+DONE, WAITING, FILLING, DECODING = range(4)
 
 
 class DoesNotFitError(RuntimeError):
@@ -18,32 +24,40 @@ class DoesNotFitError(RuntimeError):
 
 
 class Query:
-    """One query on one replica: its tree, what of it waits, and what it has been charged.
+    """One query on one replica: its tree, what of it is in flight, and what it owes.
 
-    `gpu_s` are the seconds of iterations attributed to it so far (without its share since `tick`,
-    see `Batch.charge`); `pages` counts what its complete nodes hold when everything is resident.
+    `gpu_s` is what `Batch.charge` found last; the fields above it are what that is made of. `pages`
+    counts what its complete nodes hold when everything is resident.
     """
 
     __slots__ = (
-        "number", "active", "gone", "root", "nodes", "waiting", "queued", "decoders", "fill",
-        "read", "read_saturated", "tick", "common", "gpu_s", "pages", "peak_pages", "preemptions",
-        "reclaimable", "owner",
+        "number", "active", "gone", "started", "root", "nodes", "waiting", "queued", "flight",
+        "decoders", "fill", "cohorts", "common", "bills", "reads", "reads_saturated", "path_read",
+        "path_saturated", "marks", "gpu_s", "pages", "peak_pages", "preemptions", "reclaimable", "owner",
     )  # fmt: skip
 
     def __init__(self, number: int, owner: Any = None) -> None:
         self.number = number
         self.active = False  # has had a branch admitted
         self.gone = False
+        self.started = False  # has its first token
         self.root: KvNode | None = None
         self.nodes: list[KvNode] = []  # in order of creation, dropped ones included
-        self.waiting: list[tuple[int, Any]] = []  # heap of (branch number, branch)
+        self.waiting: deque[KvNode] = deque()  # in order of submission
         self.queued = False  # stands in one of the batch's queues of queries
+        self.flight = 0  # branches submitted and neither finished nor dropped
         self.decoders = 0
         self.fill = 0
-        self.read = 0  # own KV tokens its decoders read in one tick, each once
-        self.read_saturated = 0  # tokens times decoders where reading is compute-bound
-        self.tick = 0  # up to here its reads are charged
-        self.common = 0.0  # the batch's common cost per decoder, up to the same tick
+        self.cohorts: list[Cohort] = []  # of its decoding branches
+        self.common = (
+            0.0  # common cost of its decoders; of one that decodes, less the batch's at its start
+        )
+        self.bills = 0.0  # seconds of prefills and copies
+        self.reads = 0  # token-ticks read; of what is read now, less tokens times first tick
+        self.reads_saturated = 0  # the same of tokens times decoders, where that is compute-bound
+        self.path_read = 0  # tokens of its inner nodes that its decoders read now, each once
+        self.path_saturated = 0  # the same times decoders, where that is compute-bound
+        self.marks: dict[KvNode, int] | None = None  # report when so many tokens are decoded
         self.gpu_s = 0.0
         self.pages = 0
         self.peak_pages = 0
@@ -53,40 +67,56 @@ class Query:
 
 
 class KvNode:
-    """The KV of one search node on one replica (or of one block of a shared prefix)."""
+    """The KV of one search node on one replica (or of a shared prefix), and the branch that works on it.
+
+    A branch decodes `ticks` tokens (0: it only brings the node's path in). `state` is DONE where no branch
+    is in flight; `cohort` is set while one decodes.
+    """
 
     __slots__ = (
-        "query", "number", "parent", "up", "in_place", "offset", "tail", "want", "resident", "pages",
-        "path", "children", "in_place_child", "decoders", "fills", "complete", "dropped", "branch",
-        "key", "unpinned_at",
+        "query", "parent", "up", "path", "offset", "tail", "want", "resident", "pages", "children",
+        "in_place_child", "decoders", "fills", "dropped", "number", "ticks", "written", "state", "owner",
+        "cohort", "mark_tick", "serial", "key", "unpinned_at",
     )  # fmt: skip
+    cohort: Cohort | None  # in which it decodes
+    mark_tick: int
+    # of a prefix node
+    serial: int  # order of creation
+    key: tuple[int, Hashable]  # (serial of the one above, key)
+    unpinned_at: int  # tick of the last unpinning
 
-    def __init__(self, query: Query, number: int, parent: KvNode | None, path: int) -> None:
+    def __init__(
+        self,
+        query: Query,
+        parent: KvNode | None,
+        path: int,
+        offset: int,
+        tail: int,
+        want: int,
+        number: int = -1,
+        ticks: int = 0,
+        state: int = DONE,
+        owner: Any = None,
+    ) -> None:
         self.query = query
-        self.number = number
         self.parent = parent
         self.up = parent  # the next node a branch here reads, None where reading ends
-        self.in_place = False
-        self.offset = (
-            0  # where its first token lies on the parent's last page; 0 for pages of its own
-        )
-        self.tail = 0  # tokens of the path it holds a second time, at its start
-        self.want = 0  # own tokens it holds when everything is resident (grows while it decodes)
-        self.resident = 0  # own tokens present, always a prefix (frozen while it decodes)
-        self.pages = 0  # own pages present (frozen while it decodes)
         self.path = path  # tokens from the start of the prompt to its end
-        self.children: list[KvNode] = []
+        self.offset = offset  # where its first token lies on the parent's last page; 0: on its own
+        self.tail = tail  # tokens of the path it holds a second time, at its start
+        self.want = want  # own tokens it holds when everything is resident (grows while it decodes)
+        self.resident = 0  # own tokens present, always a prefix (frozen while it decodes)
+        self.pages = 0  # own pages present (0 while it decodes)
+        self.children: list[KvNode] | None = None  # dropped ones included, but of a prefix node
         self.in_place_child: KvNode | None = None
-        self.decoders = 0  # decoding branches that read it
+        self.decoders = 0  # decoding branches below that read it
         self.fills = 0  # prefills that need it
-        self.complete = False  # all its tokens are known
         self.dropped = False
-        self.branch: Any = None  # the branch that grows it or brings it in, until that is finished
-        self.key: tuple[int, Hashable] = (
-            -1,
-            None,
-        )  # of a prefix node: (number of the one above, key)
-        self.unpinned_at = -1  # tick of the last unpinning, of a prefix node
+        self.number = number  # of the branch, in order of submission
+        self.ticks = ticks
+        self.written = 0  # tokens decoded when it joined or left the batch last
+        self.state = state
+        self.owner = owner
 
 
 Sharing = Literal["tree", "per_branch"]
@@ -121,12 +151,14 @@ class PageTree:
         self.cached = 0
         self.prefix_query = Query(-1)
         self.prefixes: dict[tuple[int, Hashable], KvNode] = {}
-        self._numbers = 0
+        self._serials = 0
         self.tick = 0  # set by the batch
-        self._with_cached: list[Query] = []  # queries that may hold cached pages
+        self._with_cached: list[
+            tuple[int, Query]
+        ] = []  # heap of (-number, query with cached pages)
         self._old_prefixes: list[
             tuple[int, int, KvNode]
-        ] = []  # heap of (unpinned at, -number, node)
+        ] = []  # heap of (unpinned at, -serial, node)
         self.reclaimed = 0  # pages taken back from cached nodes
 
     # -- growing the tree ----------------------------------------------------------------------
@@ -138,9 +170,14 @@ class PageTree:
         parent: KvNode | None = None
         if prefix and not self.per_branch:
             parent = self._prefix_chain(prefix)
-        node = self._node(query, parent, tokens)
-        node.want = tokens - 1 - (parent.path if parent is not None else 0)
-        node.complete = True
+        above = 0
+        if parent is not None:
+            above = parent.path
+            assert parent.children is not None
+        node = KvNode(query, parent, tokens, 0, 0, tokens - 1 - above)
+        if parent is not None:
+            parent.children.append(node)  # type: ignore[union-attr]
+        query.nodes.append(node)
         query.root = node
         query.pages += self.pages_of(node, node.want)
         return node
@@ -148,55 +185,61 @@ class PageTree:
     def _prefix_chain(self, prefix: Sequence[tuple[Hashable, int]]) -> KvNode | None:
         parent: KvNode | None = None
         for key, tokens in prefix:
-            name = (parent.number if parent is not None else -1, key)
+            name = (parent.serial if parent is not None else -1, key)
             node = self.prefixes.get(name)
             if node is None:
                 above = parent.path if parent is not None else 0
-                node = self._node(self.prefix_query, parent, above + tokens)
-                node.want = tokens
-                node.complete = True
+                node = KvNode(self.prefix_query, parent, above + tokens, 0, 0, tokens)
+                node.serial = self._serials
+                self._serials += 1
                 node.key = name
+                node.unpinned_at = -1
+                node.children = []
+                if parent is not None:
+                    assert parent.children is not None
+                    parent.children.append(node)
                 self.prefixes[name] = node
             parent = node
         return parent
 
-    def _node(self, query: Query, parent: KvNode | None, path: int) -> KvNode:
-        node = KvNode(query, self._numbers, parent, path)
-        self._numbers += 1
-        query.nodes.append(node)
-        if parent is not None:
-            parent.children.append(node)
-        return node
+    def children(
+        self, parent: KvNode, number: int, specs: Sequence[tuple[int, Any]], given: bool
+    ) -> list[KvNode]:
+        """Create a child for each `(tokens, owner)`, with branches numbered from `number` that wait.
 
-    def child(self, parent: KvNode, tokens: int) -> KvNode:
-        """Create a child of `tokens` tokens that is yet to be decoded."""
+        They are yet to be decoded or, if `given`, known and yet to be prefilled.
+        """
         query = parent.query
-        held = parent.path - 1
-        node = KvNode(query, self._numbers, parent, parent.path + tokens)
-        self._numbers += 1
-        query.nodes.append(node)
-        parent.children.append(node)
-        rest = held % self.block_size
-        if parent.in_place_child is None:
-            parent.in_place_child = node
-            node.in_place = True
-            node.offset = rest
-        elif self.per_branch:
-            node.up = None
-            node.tail = held
+        path = parent.path
+        rest = (path - 1) % self.block_size
+        made: list[KvNode] = []
+        for tokens, owner in specs:
+            ticks = 0 if given else tokens
+            if parent.in_place_child is None:
+                node = parent.in_place_child = KvNode(
+                    query, parent, path + tokens, rest, 0, 0, number, ticks, WAITING, owner
+                )
+            elif self.per_branch:
+                node = KvNode(
+                    query, parent, path + tokens, 0, path - 1, 0, number, ticks, WAITING, owner
+                )
+                node.up = None
+            else:
+                want = rest if self.recompute_tail else 0
+                node = KvNode(
+                    query, parent, path + tokens, 0, rest, want, number, ticks, WAITING, owner
+                )
+            if given:
+                node.want = node.tail + tokens
+                query.pages += self.pages_of(node, node.want)
+            made.append(node)
+            number += 1
+        query.nodes += made
+        if parent.children is None:
+            parent.children = made[:]
         else:
-            node.tail = rest
-            if self.recompute_tail:
-                node.want = rest
-        return node
-
-    def given(self, parent: KvNode, tokens: int) -> KvNode:
-        """Create a child whose `tokens` tokens are known and have to be prefilled."""
-        node = self.child(parent, tokens)
-        node.want = node.tail + tokens
-        node.complete = True
-        node.query.pages += self.pages_of(node, node.want)
-        return node
+            parent.children += made
+        return made
 
     def pages_of(self, node: KvNode, own: int) -> int:
         """Return how many own pages `node` has with `own` tokens on them."""
@@ -214,10 +257,14 @@ class PageTree:
             self.cached += node.pages
             if query.number < 0:
                 node.unpinned_at = self.tick
-                heapq.heappush(self._old_prefixes, (self.tick, -node.number, node))
+                heapq.heappush(self._old_prefixes, (self.tick, -node.serial, node))
             elif not query.reclaimable:
-                query.reclaimable = True
-                self._with_cached.append(query)
+                self.reclaimable(query)
+
+    def reclaimable(self, query: Query) -> None:
+        """Note that `query` holds cached pages."""
+        query.reclaimable = True
+        heapq.heappush(self._with_cached, (-query.number, query))
 
     def take(self, pages: int) -> None:
         """Take `pages` pages out of the pool, reclaiming cached ones where none is free."""
@@ -248,14 +295,15 @@ class PageTree:
             heapq.heappop(old)
             if not node.dropped:
                 self.tidy_prefixes(node)
-        while self._with_cached:
-            query = max(self._with_cached, key=_number)
+        young = self._with_cached
+        while young:
+            query = young[0][1]
             if not query.gone:
                 for node in reversed(query.nodes):
                     if node.pages and not node.decoders and not node.fills:
                         yield node
             query.reclaimable = False
-            self._with_cached.remove(query)
+            heapq.heappop(young)
 
     def _shrink(self, node: KvNode, pages: int) -> int:
         """Take up to `pages` pages from the tail of `node`; return how many it gave."""
@@ -274,15 +322,12 @@ class PageTree:
     # -- dropping --------------------------------------------------------------------------------
 
     def forget(self, node: KvNode) -> None:
-        """Free the pages of one node that no running branch reads and take it out of the tree."""
+        """Free the pages of one node that no running branch reads."""
         pages = node.pages
-        if pages:
-            self.cached -= pages
-            self.free += pages
-            node.pages = 0
-        query = node.query
-        if node.complete:
-            query.pages -= self.pages_of(node, node.want)
+        self.cached -= pages
+        self.free += pages
+        node.pages = 0
+        node.query.pages -= pages if node.resident == node.want else self.pages_of(node, node.want)
         node.resident = 0
         node.dropped = True
 
@@ -296,8 +341,7 @@ class PageTree:
             pages += node.pages
             node.pages = 0
             node.dropped = True
-            node.parent = node.up = node.in_place_child = node.branch = None
-            node.children = []
+            node.parent = node.up = node.in_place_child = node.children = node.owner = None
         self.cached -= pages
         self.free += pages
         query.pages = 0
@@ -307,9 +351,11 @@ class PageTree:
         """Take `node` off its parent, so that another child may append in the parent's place."""
         parent = node.parent
         if parent is not None:
-            parent.children.remove(node)
             if parent.in_place_child is node:
                 parent.in_place_child = None
+            if parent.query.number < 0:
+                assert parent.children is not None
+                parent.children.remove(node)
 
     def tidy_prefixes(self, node: KvNode | None) -> None:
         """Forget prefix nodes from `node` upwards that hold nothing and lead nowhere."""
@@ -328,5 +374,12 @@ class PageTree:
         return PoolCount(self.total, self.total - self.free - self.cached, self.cached, self.free)
 
 
-def _number(query: Query) -> int:
-    return query.number
+def does_not_fit(branch: KvNode, tree: PageTree) -> str:
+    """Say that a branch needs more pages than the pool has, and what to do about it."""
+    tokens = branch.path
+    pages = -(-tokens // tree.block_size)
+    return (
+        f"one branch of query {branch.query.number} needs {pages} KV pages ({tokens} tokens of "
+        f"{tree.block_size} a page) and the replica has {tree.total}; shorten the prompt or the answer "
+        "(max_tokens), raise gpu_memory_utilization or tensor_parallel, or take a larger device"
+    )

@@ -1,17 +1,19 @@
 """Who runs, who waits, who reads which KV and who pays for it: the books that a batch keeps.
 
-Every branch that starts or stops decoding walks its path once: pins, cached pages, the tokens that the
-next tick reads and the query's charge follow from that, and nothing else has to be touched.
+Siblings that start together are one cohort, and a cohort's members cost nothing while they decode. What a
+query owes is kept as sums that change only when a branch starts or stops: a decoder adds the batch's
+common cost at its end and subtracts it at its start, and so do the KV tokens that it reads.
 """
 
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left, insort
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from sim.branch import DECODING, FILLING, GONE, WAITING, Branch, Cost, Fill, Settings, Stretch
-from sim.kv import KvNode, PageTree, Query
+from sim.branch import Cohort, Cost, Fill, Settings, Stretch
+from sim.kv import DECODING, DONE, FILLING, WAITING, KvNode, PageTree, Query
 
 
 class Ledger:
@@ -26,20 +28,23 @@ class Ledger:
         self.block_size = settings.block_size
         self.naive = settings.attention == "naive"
         self.saturation = cost.saturation
+        self._kv_s = cost.kv_s
+        self._decode_s: dict[int, float] = {}  # base_s(b, 0) by b
         self.tick = 0
-        self.running: dict[int, Branch] = {}  # decoding branches by number
         self.fill: Fill | None = None
         self.decoders = 0
         self.read = 0  # KV tokens read by the next tick, each weight 1
         self.read_saturated = 0  # tokens times decoders where that is compute-bound
-        self.phases = [0] * settings.block_size  # decoders by phase
+        self.phases = [0] * (2 * settings.block_size)  # decoders by phase, twice over
         self.common = 0.0  # seconds of common cost per decoder so far
         self.active_searches = 0
         self.waiting_branches = 0
         self.ready = False  # somebody who waits might be admitted now
-        self.started: list[Branch] = []  # whose first token came with the last tick
-        self.marked: list[Branch] = []  # whose marked token came with the last tick
+        self.roomy = True  # the stretch under way will not reclaim a page
+        self.started: list[KvNode] = []  # branches with which a query's first token came just now
+        self.marked: list[KvNode] = []  # branches whose marked token came with the last tick
         self.activated: list[Query] = []  # first admitted by the last `begin`
+        self.held = 0  # pages pinned at the end of the last stretch, before anybody left
         self.busy_s = 0.0
         self.charged_s = 0.0  # to queries that are gone
         self.num_preemptions = 0
@@ -49,22 +54,28 @@ class Ledger:
         self.prefills = 0  # prefill-only branches that did
         self.computed_tokens = 0  # by prefill
         self.hit_tokens = 0  # prompt tokens found in the prefix cache
-        self._finish: list[tuple[int, int, Branch]] = []
+        self._finish: list[tuple[int, int, Cohort]] = []  # heap of (next end, number, cohort)
+        self._marks: list[tuple[int, int, KvNode]] = []  # heap of (tick, number, branch)
+        self._decoding: list[tuple[int, Query]] = []  # queries with decoders, by number
         self._active: list[tuple[int, Query]] = []
         self._new: list[tuple[int, Query]] = []
         self._numbers = 0
         self._queries = 0
+        self._cohorts = 0
         self._stretch: Stretch | None = None
         self._chunk = 0  # of the partial prefill, in each tick of the stretch
+        self._taken = 0  # pages that the first tick of a regime has taken already
         self._boundary = False
-        self._late: list[tuple[Branch, bool]] = []  # complete with this tick; (branch, is pinned)
-        self._filled: list[tuple[Branch, bool]] = []  # prefill-only ones; (branch, holds its path)
+        self._late: list[tuple[KvNode, bool]] = []  # complete with this tick; (branch, is pinned)
+        self._filled: list[tuple[KvNode, bool]] = []  # prefill-only ones; (branch, holds its path)
         self._merging: set[KvNode] = (
             set()
         )  # parents whose last token's logits are there in this tick
         self._bills: list[tuple[Query, float]] = []
         self._prefill_s = 0.0
         self._prefill_slope = 0.0
+        self._stale = False  # a branch left its cohort before its end: `_finish` may be early
+        self._prefix_s = 0.0  # seconds a tick spends on reading prefixes that queries share
         self._per_decoder = 0.0  # common cost of one tick, for each decoder
 
     # -- submitting and dropping (only between stretches) -------------------------------------------
@@ -75,236 +86,309 @@ class Ledger:
         """Register a query with a prompt of `tokens` tokens; return its root."""
         query = Query(self._queries, owner)
         self._queries += 1
-        query.tick = self.tick
-        query.common = self.common
         return self.tree.root(query, tokens, prefix)
 
-    def branch(self, parent: KvNode, ticks: int, owner: Any = None, mark: int = 0) -> Branch:
-        """Submit a branch that grows a child of `ticks` tokens below `parent`.
+    def branch(self, parent: KvNode, ticks: int, owner: Any = None, mark: int = 0) -> KvNode:
+        """Submit a branch that grows a child of `ticks` >= 1 tokens below `parent`; return the child.
 
         Its `mark`-th token, if it is neither the first nor the last, is reported in `marked`.
         """
-        branch = self._submit(self.tree.child(parent, ticks), ticks, owner)
+        (node,) = self.branches(parent, ((ticks, owner),))
         if 1 < mark < ticks:
-            branch.mark = mark
-        return branch
+            query = parent.query
+            if query.marks is None:
+                query.marks = {}
+            query.marks[node] = mark
+        return node
 
-    def branches(self, parent: KvNode, children: Sequence[tuple[int, Any, int]]) -> list[Branch]:
-        """Submit one branch for each `(ticks, owner, mark)`, all below `parent`; see `branch`."""
-        tree = self.tree
-        query = parent.query
-        waiting = query.waiting
-        submitted = []
-        number = self._numbers
-        for ticks, owner, mark in children:
-            node = tree.child(parent, ticks)
-            branch = Branch(query, number, node, ticks, owner)
-            node.branch = branch
-            heapq.heappush(waiting, (number, branch))
-            number += 1
-            if 1 < mark < ticks:
-                branch.mark = mark
-            submitted.append(branch)
-        self._numbers = number
-        self.waiting_branches += len(submitted)
-        self._enqueue(query)
-        return submitted
+    def branches(self, parent: KvNode, specs: Sequence[tuple[int, Any]]) -> list[KvNode]:
+        """Submit a branch for each `(ticks, owner)`, all below `parent`; see `branch`."""
+        nodes = self.tree.children(parent, self._numbers, specs, given=False)
+        self._submit(parent.query, nodes)
+        return nodes
+
+    def judge(self, parent: KvNode, specs: Sequence[tuple[int, Any]]) -> list[KvNode]:
+        """Submit the prefill of a known child (a verifier's copy of a step) for each `(tokens, owner)`."""
+        nodes = self.tree.children(parent, self._numbers, specs, given=True)
+        self._submit(parent.query, nodes)
+        return nodes
 
     def given(self, parent: KvNode, tokens: int) -> KvNode:
-        """Create a child whose tokens are known (a verifier's copy of a step)."""
-        return self.tree.given(parent, tokens)
+        """Create a child whose tokens are known, without a branch yet."""
+        (node,) = self.tree.children(parent, -1, ((tokens, None),), given=True)
+        node.state = DONE
+        return node
 
-    def prefill(self, node: KvNode, owner: Any = None) -> Branch:
-        """Submit a branch that only brings the path of `node` in."""
-        return self._submit(node, 0, owner)
+    def prefill(self, node: KvNode, owner: Any = None) -> KvNode:
+        """Submit a branch that only brings the path of `node` in; nothing else may work on it."""
+        assert node.state == DONE, "a branch works on this node already"
+        node.number = self._numbers
+        node.ticks = node.written = 0
+        node.state = WAITING
+        node.owner = owner
+        self._submit(node.query, [node])
+        return node
 
-    def _submit(self, node: KvNode, ticks: int, owner: Any) -> Branch:
-        query = node.query
-        branch = Branch(query, self._numbers, node, ticks, owner)
-        self._numbers += 1
-        node.branch = branch
-        self._wait(branch)
-        return branch
-
-    def _wait(self, branch: Branch) -> None:
-        query = branch.query
-        self.waiting_branches += 1
-        heapq.heappush(query.waiting, (branch.number, branch))
-        self._enqueue(query)
-
-    def _enqueue(self, query: Query) -> None:
+    def _submit(self, query: Query, nodes: list[KvNode]) -> None:
+        count = len(nodes)
+        self._numbers += count
+        query.flight += count
+        query.waiting += nodes
+        self.waiting_branches += count
         if not query.queued:
-            query.queued = True
-            heapq.heappush(self._active if query.active else self._new, (query.number, query))
+            self._enqueue(query)
         self.ready = True
 
-    def _head(self) -> Branch | None:
+    def _enqueue(self, query: Query) -> None:
+        query.queued = True
+        heapq.heappush(self._active if query.active else self._new, (query.number, query))
+
+    def _head(self) -> KvNode | None:
         """Return the first branch that waits, forgetting those that no longer do."""
         for queue in (self._active, self._new):
             while queue:
                 query = queue[0][1]
                 waiting = query.waiting
-                while waiting and waiting[0][1].state != WAITING:
-                    heapq.heappop(waiting)
+                while waiting and waiting[0].state != WAITING:
+                    waiting.popleft()
                 if waiting:
-                    return waiting[0][1]  # type: ignore[no-any-return]
+                    return waiting[0]
                 query.queued = False
                 heapq.heappop(queue)
         return None
 
+    def idle(self, node: KvNode) -> bool:
+        """Say whether no branch is in flight at or below `node`."""
+        if not node.query.flight:
+            return True
+        if node.children is None:
+            return node.state == DONE
+        return all(child.state == DONE for child in _below(node))
+
+    def droppable(self, node: KvNode) -> bool:
+        """Say whether `drop` would change nothing of the stretch under way, so that it may be now."""
+        if not self.roomy or not self.idle(node):
+            return False
+        return node is not node.query.root or self.settings.max_active_searches is None
+
     def drop(self, node: KvNode) -> None:
-        """Cancel everything at and below `node` and free its pages; a root ends its query."""
+        """Cancel everything at and below `node` and free its pages; a root ends its query.
+
+        Only between stretches, or if `droppable`.
+        """
         if node.dropped:
             return
-        assert self._stretch is None, "drop only between stretches"
         tree = self.tree
         query = node.query
-        doomed = query.nodes if node is query.root else _below(node)
-        for child in doomed:
-            branch = child.branch
-            if branch is not None and not child.dropped:
-                if branch.state == DECODING:
-                    self._leave(branch)
-                elif branch.state == FILLING:
-                    self._unfill(branch)
-                else:
-                    self.waiting_branches -= 1
-                branch.state = GONE
-                child.branch = None
-        self.ready = True
-        if node is not query.root:
-            for child in doomed:
-                if not child.dropped:
-                    tree.forget(child)
-            tree.unlink(node)
+        if node is query.root:
+            self._drop_query(query)
             return
+        if node.children is None:
+            if node.state:
+                self._abandon(node)
+            tree.forget(node)
+        else:
+            doomed = _below(node)
+            if query.flight:
+                for child in doomed:
+                    if child.state:
+                        self._abandon(child)
+            for child in doomed:
+                tree.forget(child)
+        tree.unlink(node)
+
+    def _drop_query(self, query: Query) -> None:
+        root = query.root
+        assert root is not None
+        if query.flight:
+            for node in query.nodes:
+                if node.state:
+                    self._abandon(node)
         query.gone = True
+        query.waiting.clear()
         if query.active:
             self.active_searches -= 1
-        above = node.parent
-        tree.unlink(node)
-        tree.forget_query(query)
+            if self.settings.max_active_searches:
+                self.ready = True
+        above = root.parent
+        self.tree.unlink(root)
+        self.tree.forget_query(query)
         if above is not None:
-            tree.tidy_prefixes(above)
+            self.tree.tidy_prefixes(above)
         self.charge(query)
         self.charged_s += query.gpu_s
+
+    def _abandon(self, node: KvNode) -> None:
+        """Take the branch at `node` out of the batch or the queue for good."""
+        assert self._stretch is None, "what is in flight is dropped between stretches"
+        if node.state == DECODING:
+            self._leave(node)
+        elif node.state == FILLING:
+            self._unfill(node)
+        else:
+            self.waiting_branches -= 1
+        if (
+            node.ticks
+        ):  # what it has written counts among its query's complete nodes until it is gone
+            node.query.pages += self.tree.pages_of(node, node.want)
+        node.state = DONE
+        node.query.flight -= 1
+        self.ready = True
 
     # -- charging -----------------------------------------------------------------------------------
 
     def charge(self, query: Query) -> None:
-        """Bring what `query` owes for its decoders up to this tick."""
-        ticks = self.tick - query.tick
-        if ticks:
-            decoders = query.decoders
-            if decoders:
-                reads = ticks * query.read + decoders * ticks * (ticks - 1) // 2
-                query.gpu_s += (
-                    decoders * (self.common - query.common)
-                    + self.cost.kv_s * reads
-                    + self.cost.kv_s * (ticks * query.read_saturated / self.saturation)
-                )
-                query.read += ticks * decoders
-            query.tick = self.tick
-        query.common = self.common
+        """Set `query.gpu_s` to the seconds that it owes up to this tick."""
+        tick = self.tick
+        reads = query.reads + query.path_read * tick
+        saturated = query.reads_saturated + query.path_saturated * tick
+        for cohort in query.cohorts:
+            ran = tick - cohort.joined
+            for node in cohort.nodes:
+                if node.cohort is cohort:
+                    own = node.tail + cohort.written + cohort.context
+                    reads += ran * own + ran * (ran - 1) // 2
+        query.gpu_s = (
+            query.bills
+            + (query.common + query.decoders * self.common)
+            + self.cost.kv_s * (reads + saturated / self.saturation)
+        )
 
     # -- joining and leaving the decoders -------------------------------------------------------------
 
-    def _walk(self, node: KvNode | None, count: int) -> int:
-        """Add `count` decoders (-1: take one away) to `node` and all it reads; return tokens read once.
+    def _walk(self, query: Query, node: KvNode | None, count: int) -> None:
+        """Add `count` decoders to `node` and all it reads; a negative count takes them away.
 
         Keeps pins, cached pages and the tokens read by the batch and by the query up to date.
         """
-        if node is None:
-            return 0
-        tree = self.tree
-        query = node.query
+        read = saturated = 0
         saturation = self.saturation
-        naive = self.naive
-        context = read = saturated = 0
         while node is not None:
             before = node.decoders
-            after = before + count
-            node.decoders = after
-            resident = node.resident
-            if naive:
-                context += resident
-            elif node.query is not query:  # a shared prefix: common cost
-                self._walk_prefix(node, before, after)
-            elif after <= saturation and before <= saturation:
-                if before == 0:
-                    read += resident
-                elif after == 0:
-                    read -= resident
+            after = node.decoders = before + count
+            if before <= saturation and after <= saturation:
+                if before and after:
+                    node = node.up
+                    continue
+                once = node.resident if after else -node.resident
+                times = 0
+            elif before > saturation:
+                if after > saturation:
+                    once, times = 0, node.resident * count
+                else:
+                    once, times = node.resident if after else 0, -node.resident * before
             else:
-                read += resident * ((0 < after <= saturation) - (0 < before <= saturation))
-                saturated += resident * (
-                    (after if after > saturation else 0) - (before if before > saturation else 0)
-                )
+                once, times = -node.resident if before else 0, node.resident * after
+            if self.naive:
+                pass
+            elif node.query is query:
+                read += once
+                saturated += times
+            else:
+                self._read_prefix(once, times)
             if not node.fills:
                 if before == 0:
-                    tree.cached -= node.pages
+                    self.tree.cached -= node.pages
                 elif after == 0:
-                    tree.unpinned(node)
+                    self.tree.unpinned(node)
             node = node.up
         if read or saturated:
-            query.read += read
+            tick = self.tick
+            query.path_read += read
+            query.reads -= read * tick
+            query.path_saturated += saturated
+            query.reads_saturated -= saturated * tick
             self.read += read
-            query.read_saturated += saturated
             self.read_saturated += saturated
-        return context
 
-    def _walk_prefix(self, node: KvNode, before: int, after: int) -> None:
-        saturation = self.saturation
-        common = self.tree.prefix_query
-        read = node.resident * ((0 < after <= saturation) - (0 < before <= saturation))
-        saturated = node.resident * (
-            (after if after > saturation else 0) - (before if before > saturation else 0)
+    def _read_prefix(self, once: int, times: int) -> None:
+        """Book that so many tokens more of a shared prefix are read: a common cost."""
+        shared = self.tree.prefix_query
+        shared.path_read += once
+        shared.path_saturated += times
+        self.read += once
+        self.read_saturated += times
+        self._prefix_s = self.cost.kv_s * (
+            shared.path_read + shared.path_saturated / self.saturation
         )
-        common.read += read
-        self.read += read
-        common.read_saturated += saturated
-        self.read_saturated += saturated
 
-    def _join(self, branch: Branch, written: int, tick: int) -> None:
-        """Let `branch`, whose path is pinned and charged, decode from `tick` on."""
-        node = branch.node
-        branch.state = DECODING
-        branch.written = written
-        branch.joined = tick
-        branch.fresh = False
-        finish = branch.finish_tick = tick + branch.ticks - written
-        heapq.heappush(self._finish, (finish, branch.number, branch))
-        if branch.mark > written:
-            branch.mark_tick = tick + branch.mark - written
-            heapq.heappush(self._finish, (branch.mark_tick, branch.number, branch))
+    def _join(self, nodes: list[KvNode], written: int) -> None:
+        """Let siblings, whose path is pinned, decode from this tick on; each has `written` tokens."""
+        tick = self.tick
+        count = len(nodes)
+        first = nodes[0]
+        query = first.query
         p = self.block_size
-        branch.phase = phase = (node.offset + node.tail + written - tick) % p
-        self.phases[phase] += 1
-        self.running[branch.number] = branch
-        self.decoders += 1
-        branch.query.decoders += 1
+        phase = (tick - first.offset - first.tail - written) % p
+        context = _context(first.up) if self.naive else 0
+        cohort = Cohort(query, nodes, tick, written, phase, context)
+        read = count * (written + context)
+        for node in nodes:
+            node.state = DECODING
+            node.cohort = cohort
+            read += node.tail
+        if query.marks:
+            self._mark(query.marks, nodes, written)
+        self.read += read
+        self.phases[phase] += count
+        self.phases[phase + p] += count
+        self.decoders += count
+        if not query.decoders:
+            insort(self._decoding, (query.number, query))
+        query.decoders += count
+        query.common -= count * self.common
+        query.cohorts.append(cohort)
+        self._cohorts += 1
+        end = cohort.offset + cohort.order[-1].ticks
+        heapq.heappush(self._finish, (end, self._cohorts, cohort))
 
-    def _leave(self, branch: Branch) -> None:
-        """Take a decoding branch out of the batch; its node then holds what it has written."""
-        query = branch.query
-        self.charge(query)
-        node = branch.node
-        ran = self.tick - branch.joined
-        branch.written += ran
-        del self.running[branch.number]
-        self.decoders -= 1
-        query.decoders -= 1
-        self.phases[branch.phase] -= 1
-        branch.finish_tick = branch.mark_tick = -1
-        own = branch.read + ran if self.naive else node.tail + branch.written
-        self.read -= own
-        query.read -= own
-        self._walk(node.up, -1)
-        node.decoders = 0
-        node.want = node.resident = node.tail + branch.written
+    def _mark(self, marks: dict[KvNode, int], nodes: list[KvNode], written: int) -> None:
+        for node in nodes:
+            mark = marks.get(node, 0)
+            if mark > written:
+                node.mark_tick = self.tick + mark - written
+                heapq.heappush(self._marks, (node.mark_tick, node.number, node))
+
+    def _leave(self, node: KvNode) -> None:
+        """Take one decoding branch out of the batch; its node then holds what it has written."""
+        cohort = node.cohort
+        assert cohort is not None
+        node.cohort = None
+        ran = self.tick - cohort.joined
+        node.written = cohort.written + ran
+        own = node.tail + cohort.written
+        node.want = node.resident = own + ran
         node.pages = self.tree.pages_of(node, node.resident)
-        if not node.fills:
-            self.tree.unpinned(node)
+        own += cohort.context
+        cohort.query.reads += ran * own + ran * (ran - 1) // 2
+        self.read -= own + ran
+        self.tree.unpinned(node)
+        self._thin(cohort, 1)
+        self._stale = True
+
+    def _thin(self, cohort: Cohort, count: int) -> None:
+        """Book that `count` members of `cohort` have left."""
+        query = cohort.query
+        phase = cohort.phase
+        self.phases[phase] -= count
+        self.phases[phase + self.block_size] -= count
+        self.decoders -= count
+        query.common += count * self.common
+        query.decoders -= count
+        if not query.decoders:
+            del self._decoding[bisect_left(self._decoding, (query.number,))]
+        cohort.count -= count
+        if not cohort.count:
+            query.cohorts.remove(cohort)
+        node = cohort.up
+        saturation = self.saturation
+        while node is not None:  # what `_walk` does where others still read the same
+            before = node.decoders
+            if before <= count or before > saturation:
+                self._walk(query, node, -count)
+                return
+            node.decoders = before - count
+            node = node.up
 
     def _pin(self, node: KvNode | None) -> None:
         """Pin a path for a prefill."""
@@ -323,12 +407,12 @@ class Ledger:
                 tree.unpinned(node)
             node = node.up
 
-    def _unfill(self, branch: Branch) -> None:
+    def _unfill(self, branch: KvNode) -> None:
         """Stop the partial prefill; what it has brought in stays cached."""
         assert self.fill is not None and self.fill.branch is branch
         self.fill = None
         branch.query.fill = 0
-        self._unpin(branch.node)
+        self._unpin(branch)
 
     def _chunk_pages(self, missing: list[KvNode], tokens: int) -> int:
         """Return the pages that the next `tokens` tokens of a prefill take."""
@@ -351,30 +435,32 @@ class Ledger:
                 brought += bring
         return brought
 
-    def _first_write_pages(self, branch: Branch) -> int:
+    def _first_write_pages(self, branch: KvNode) -> int:
         """Return the pages that the next token of `branch` takes once its path is complete.
 
-        Raises nothing; a fork's copied tail counts with the first token.
+        A fork's copied tail counts with the first token.
         """
-        node = branch.node
         p = self.block_size
-        if not branch.fresh:
-            return 0 if (node.offset + node.want) % p else 1
-        if not node.tail:
-            return 0 if node.offset else 1
-        return node.tail // p + 1 - -(-node.want // p)
-
-    def _prefix_s(self) -> float:
-        """Return the seconds a tick spends on reading prefixes that queries share."""
-        shared = self.tree.prefix_query
-        if not shared.read and not shared.read_saturated:
-            return 0.0
-        return self.cost.kv_s * (shared.read + shared.read_saturated / self.saturation)
+        if branch.written:
+            return 0 if (branch.offset + branch.want) % p else 1
+        if not branch.tail:
+            return 0 if branch.offset else 1
+        return branch.tail // p + 1 - -(-branch.want // p)
 
 
 def _below(node: KvNode) -> list[KvNode]:
-    """Return `node` and everything below it."""
+    """Return `node` and everything below it that was not dropped before."""
     nodes = [node]
     for member in nodes:
-        nodes.extend(member.children)
+        if member.children is not None:
+            nodes.extend([child for child in member.children if not child.dropped])
     return nodes
+
+
+def _context(node: KvNode | None) -> int:
+    """Return the KV tokens on the path that ends at `node`."""
+    tokens = 0
+    while node is not None:
+        tokens += node.resident
+        node = node.up
+    return tokens

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from models.session import Session, Work, World
 from models.tree import Node, Search
-from sim.batch import Branch
 from sim.kv import KvNode
 from sim.replica import Replica
 
@@ -94,23 +95,25 @@ class Thinking:
         if replica is self.replica:
             self.scheduled_s = replica.env.now
 
-    def started(self, branch: Branch) -> None:
+    def started(self, branch: KvNode) -> None:
         """Note the first token of one of its branches."""
         if self.first_token_s != self.first_token_s:
             self.first_token_s = self.replica.env.now
-        node = branch.owner[1].node
+        node = branch.owner.node
         if self.streams and node.answer_tokens >= node.tokens:
             self.marked(branch)
 
-    def marked(self, branch: Branch) -> None:
+    def marked(self, branch: KvNode) -> None:
         """Note the first token of the visible answer of a trajectory that is streamed."""
         if self.answer_start_s != self.answer_start_s:
             self.answer_start_s = self.replica.env.now
 
-    def finished(self, branch: Branch) -> None:
+    def finished(self, branch: KvNode) -> None:
         """Hand the end of a branch to the session and what follows to the replicas."""
-        work: Work = branch.owner[1]
-        if not work.open or self.spent is not None:
+        if self.spent is not None:
+            return
+        work: Work = branch.owner
+        if not work.open:
             return
         session = self.session
         if branch.ticks:
@@ -141,44 +144,39 @@ class Thinking:
             assert self.judge is not None, "a search scores without a verifier"
             self.judge.do(self._score, [work for work in works if work.kind == "score"])
         if session.dropped:
-            replica.do(self._drop, session.dropped[:])
-            if self.judge is not None and self.judge_root is not None:
-                self.judge.do(self._drop_judged, session.dropped[:])
+            self._drop(session.dropped)
             session.dropped.clear()
 
     # -- what happens at the replicas' next boundary -----------------------------------------------
 
     def _grow(self, works: list[Work]) -> None:
-        submit = self.replica.batch.branches
-        streams = self.streams
-        i, n = 0, len(works)
-        while i < n:
-            parent = works[i].node.parent
-            nodes: list[Node] = []
-            children: list[tuple[int, tuple[Thinking, Work], int]] = []
-            while i < n and works[i].node.parent is parent:
-                work = works[i]
-                i += 1
-                if work.open:
-                    node = work.node
-                    nodes.append(node)
-                    mark = node.tokens - node.answer_tokens + 1 if streams else 0
-                    children.append((node.tokens, (self, work), mark))
+        batch = self.replica.batch
+        if self.streams:
+            for work in works:
+                node = work.node
+                assert node.parent is not None
+                mark = node.tokens - node.answer_tokens + 1
+                node.kv = batch.branch(node.parent.kv, node.tokens, work, mark)
+            return
+        for parent, siblings in _by_parent(works):
             assert parent is not None
-            for node, branch in zip(nodes, submit(parent.kv, children), strict=True):
-                node.kv = branch.node
+            specs = [(work.node.tokens, work) for work in siblings]
+            for work, kv in zip(siblings, batch.branches(parent.kv, specs), strict=True):
+                work.node.kv = kv
 
     def _score(self, works: list[Work]) -> None:
-        judge = self.judge
-        assert judge is not None
-        submit = judge.batch.prefill
-        for work in works:
-            if work.open:
-                node = work.node
-                kv = node.verifier_kv
-                if kv is None:
-                    kv = self._judged(node)
-                submit(kv, (self, work))
+        assert self.judge is not None
+        batch = self.judge.batch
+        for parent, siblings in _by_parent(works):
+            fresh = [work for work in siblings if work.node.verifier_kv is None]
+            if len(fresh) < len(siblings) or parent is None:
+                for work in siblings:
+                    batch.prefill(self._judged(work.node), work)
+                continue
+            above = parent.verifier_kv or self._judged(parent)
+            specs = [(work.node.tokens, work) for work in fresh]
+            for work, kv in zip(fresh, batch.judge(above, specs), strict=True):
+                work.node.verifier_kv = kv
 
     def _judged(self, node: Node) -> KvNode:
         """Return the verifier's copy of `node`, creating it and what is missing above it."""
@@ -196,29 +194,24 @@ class Thinking:
     def _cancel(self, work: Work) -> None:
         if work.kind == "grow":
             self.growing -= 1
-            self.replica.do(self._drop, [work.node])
+            self._drop([work.node])
 
     def _drop(self, nodes: list[Node]) -> None:
-        drop = self.replica.batch.drop
-        for node in nodes:
-            if node.kv is not None:
-                drop(node.kv)
-
-    def _drop_judged(self, nodes: list[Node]) -> None:
-        assert self.judge is not None
-        for node in nodes:
-            if node.verifier_kv is not None:
-                self.judge.batch.drop(node.verifier_kv)
+        self.replica.drop([node.kv for node in nodes if node.kv is not None])
+        if self.judge_root is not None:
+            assert self.judge is not None
+            self.judge.drop([node.verifier_kv for node in nodes if node.verifier_kv is not None])
 
     def _finish(self) -> None:
         self.finish_s = self.replica.env.now
         if not self.growing and self._scoring_since == self._scoring_since:
             self.verify_s += self.finish_s - self._scoring_since
         self.replica.searches -= 1
-        self.replica.do(self._leave)
+        if self.root is not None:
+            self.replica.drop([self.root])
         if self.judge_root is not None:
             assert self.judge is not None
-            self.judge.do(self.judge.batch.drop, self.judge_root)
+            self.judge.drop([self.judge_root])
         self.session.dropped.clear()
         if self.answer_start_s != self.answer_start_s:
             self.answer_start_s = self.finish_s
@@ -245,10 +238,6 @@ class Thinking:
             session.scores,
         )
 
-    def _leave(self) -> None:
-        assert self.root is not None
-        self.replica.batch.drop(self.root)
-
     def settle(self) -> Spent:
         """Fetch what it has been charged, at the end of its life or of the simulation."""
         if self.root is not None:
@@ -265,3 +254,15 @@ class Thinking:
                 self.judge.batch.charge(query)
             self.judge_s = query.gpu_s
         return self.spent if self.spent is not None else self._sum_up()
+
+
+def _by_parent(works: list[Work]) -> Iterator[tuple[Node | None, list[Work]]]:
+    """Group what is still to be done by the parent of its node, in order."""
+    return (
+        (parent, list(siblings))
+        for parent, siblings in groupby((work for work in works if work.open), _parent)
+    )
+
+
+def _parent(work: Work) -> Node | None:
+    return work.node.parent

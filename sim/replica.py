@@ -7,7 +7,7 @@ or after now.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import simpy
@@ -19,13 +19,13 @@ from sim.kv import DoesNotFitError, KvNode
 class Replica:
     """One batch in simulated time.
 
-    The first element of a branch's `owner` has `started(branch)`, `marked(branch)` and
-    `finished(branch)`, called at tick boundaries; a query's owner has `scheduled(replica)`.
+    A query's owner has `scheduled(replica)`, and `started(branch)`, `marked(branch)` and
+    `finished(branch)`, called at tick boundaries; see `Batch.advance`.
     """
 
     __slots__ = (
-        "batch", "env", "pool", "index", "searches", "running_s", "pages_s",
-        "pages_max", "_stretch", "_began", "_ends", "_until", "_pending", "_acting",
+        "batch", "env", "pool", "index", "searches", "running_s", "pages_s", "pages_max", "_stretch",
+        "_began", "_ends", "_timeout", "_pending", "_acting",
     )  # fmt: skip
 
     def __init__(
@@ -46,7 +46,9 @@ class Replica:
         self._stretch: Stretch | None = None
         self._began = 0.0
         self._ends = 0  # ticks after which the stretch will be ended
-        self._until = 0.0
+        self._timeout: simpy.Event | None = (
+            None  # that ends it; one that was overtaken does nothing
+        )
         self._pending: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._acting = False
 
@@ -60,32 +62,51 @@ class Replica:
 
     def do(self, action: Callable[..., Any], *arguments: Any) -> None:
         """Submit or drop something: at once between two ticks, else at the next boundary."""
-        if self._stretch is None:
+        stretch = self._stretch
+        if stretch is None:
             action(*arguments)
-            if not self._acting:
-                self._acting = True
-                self.env.timeout(0).callbacks.append(self._start)
+            self._soon()
             return
         self._pending.append((action, arguments))
-        stretch = self._stretch
         if self._ends > 1:
             now = self.env.now
             ticks = stretch.ticks_until(now - self._began)
             if ticks < self._ends:
-                self._ends = ticks
-                self._schedule(max(now, self._began + stretch.seconds(ticks)))
+                self._schedule(ticks, max(now, self._began + stretch.seconds(ticks)))
+
+    def drop(self, nodes: Iterable[KvNode]) -> None:
+        """Forget subtrees: at once where that changes nothing of the stretch, else as `do` does."""
+        batch = self.batch
+        for node in nodes:
+            if node.dropped:
+                continue
+            if self._stretch is None:
+                batch.drop(node)
+                if batch.ready:
+                    self._soon()
+            elif batch.droppable(node):
+                batch.drop(node)
+            else:
+                self.do(batch.drop, node)
 
     # -- the clock ------------------------------------------------------------------------------------
+
+    def _soon(self) -> None:
+        """Begin a stretch once everything that happens at this instant has happened."""
+        if not self._acting:
+            self._acting = True
+            self.env.timeout(0).callbacks.append(self._start)
 
     def _start(self, _: Any) -> None:
         self._acting = False
         if self._stretch is None:
             self._go()
 
-    def _schedule(self, until: float) -> None:
-        self._until = until
+    def _schedule(self, ticks: int, until: float) -> None:
+        self._ends = ticks
         env = self.env
-        env.timeout(until - env.now).callbacks.append(self._wake)
+        timeout = self._timeout = env.timeout(until - env.now)
+        timeout.callbacks.append(self._wake)
 
     def _go(self) -> None:
         batch = self.batch
@@ -93,17 +114,17 @@ class Replica:
             stretch = self._stretch = batch.begin()
         except DoesNotFitError as error:
             raise DoesNotFitError(str(error), self.pool) from None
-        for query in batch.activated:
-            query.owner.scheduled(self)
+        if batch.activated:
+            for query in batch.activated:
+                query.owner.scheduled(self)
         if stretch is not None:
-            self._began = self.env.now
-            self._ends = stretch.ticks
-            self._schedule(self._began + stretch.seconds(stretch.ticks))
+            self._began = now = self.env.now
+            ticks = stretch.ticks
+            self._schedule(ticks, now + stretch.seconds(ticks))
 
-    def _wake(self, _: Any) -> None:
+    def _wake(self, timeout: simpy.Event) -> None:
         stretch = self._stretch
-        # a timeout that an interrupt has overtaken comes at another time than the one now awaited
-        if stretch is None or abs(self.env.now - self._until) > 1e-9:
+        if timeout is not self._timeout or stretch is None:
             return
         batch = self.batch
         ticks = self._ends
@@ -114,18 +135,18 @@ class Replica:
         finished = batch.advance(ticks)
         self._stretch = None
         self._acting = True
-        after = tree.total - tree.free - tree.cached
+        after = batch.held
         self.pages_s += seconds * (before + after) / 2
         if after > self.pages_max:
             self.pages_max = after
-        if before > self.pages_max:
-            self.pages_max = before
-        for branch in batch.started:
-            branch.owner[0].started(branch)
-        for branch in batch.marked:
-            branch.owner[0].marked(branch)
+        if batch.started:
+            for branch in batch.started:
+                branch.query.owner.started(branch)
+        if batch.marked:
+            for branch in batch.marked:
+                branch.query.owner.marked(branch)
         for branch in finished:
-            branch.owner[0].finished(branch)
+            branch.query.owner.finished(branch)
         if self._pending:
             pending, self._pending = self._pending, []
             for action, arguments in pending:

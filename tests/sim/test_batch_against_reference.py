@@ -115,7 +115,7 @@ class Script:
                     branch = self.engine.prefill(node)
                 else:
                     branch = self.engine.branch(parent, plan.randint(1, self.world.longest_step))
-                    node = branch.node
+                    node = self.engine.node(branch)
                 self.open[branch] = query
                 self.alive[query].append(node)
 
@@ -130,8 +130,8 @@ class Script:
                 if plan.random() < 0.1:  # an asynchronous search cancels a sibling in flight
                     other = [b for b, q in self.open.items() if q == query][0]
                     del self.open[other]
-                    self.alive[query].remove(other.node)
-                    self.engine.drop(other.node)
+                    self.alive[query].remove(self.engine.node(other))
+                    self.engine.drop(self.engine.node(other))
                 if query in self.open.values():
                     continue
             self.rounds[query] -= 1
@@ -163,9 +163,21 @@ class Fast:
     def prompt(self, query: int, tokens: int, chain: Any) -> Any:
         return self.batch.prompt(tokens, chain)
 
+    @staticmethod
+    def node(branch: Any) -> Any:
+        return branch  # one object is both
+
+
+class Slow(slow.SlowBatch):
+    """The reference, with the word for a branch's node that the script uses."""
+
+    @staticmethod
+    def node(branch: Any) -> Any:
+        return branch.node
+
 
 def play_slow(world: World) -> tuple[list[Any], Any]:
-    engine = slow.SlowBatch(slow.Settings(**world.engine()), world.cost())
+    engine = Slow(slow.Settings(**world.engine()), world.cost())
     script = Script(world, engine)
     script.arrive(0, False)
     for _ in range(20_000):

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sim.batch import DECODING, Batch, Settings
+from sim.batch import Batch, Settings
 from sim.fleet import least_loaded
-from sim.kv import KvNode, PageTree, Query
+from sim.kv import DECODING, KvNode, PageTree, Query
 from sim.query import Thinking
 from sim.replica import Replica
 from tests.sim.driving import House, questions
@@ -69,16 +69,15 @@ class Books:
         """Count every page in the trees, between two ticks, and compare with the pool's books."""
         tree, batch = self.tree, self.batch
         pinned = cached = 0
-        for query in (tree.prefix_query, *self.queries):
-            for node in query.nodes:
+        for nodes in (tree.prefixes.values(), *(query.nodes for query in self.queries)):
+            for node in nodes:
                 if node.dropped:
                     continue
                 pages = node.pages
-                branch = node.branch
-                if branch is not None and branch.state == DECODING:
-                    written = branch.written + batch.tick - branch.joined
+                if node.state == DECODING:
+                    written = node.cohort.written + batch.tick - node.cohort.joined
                     pages = tree.pages_of(node, node.tail + written)
-                if node.decoders or node.fills:
+                if node.decoders or node.fills or node.state == DECODING:
                     pinned += pages
                 else:
                     cached += pages
@@ -205,8 +204,7 @@ def everything_was_given_back(book: Books) -> None:
     count = tree.count()
     assert count.pinned == 0
     assert count.free + count.cached == count.total
-    prefixes = [node for node in tree.prefix_query.nodes if not node.dropped]
-    assert count.cached == sum(node.pages for node in prefixes)
+    assert count.cached == sum(node.pages for node in tree.prefixes.values())
     # so every page that was ever taken is free again or holds a prefix
     assert book.allocated > count.cached or not book.queries
     assert all(query.gone for query in book.queries)

@@ -24,7 +24,8 @@ import simpy
 from scipy import stats
 
 from models.latency import StepCost
-from sim.batch import Batch, Branch, Settings
+from sim.batch import Batch, Settings
+from sim.kv import KvNode
 from sim.replica import Replica
 from tests.theory import oracles
 
@@ -87,16 +88,16 @@ class Jobs:
         root = self.replica.prompt(1, (), self)
         self.roots.append(root)
         for branch, ticks in enumerate(self.lengths[number]):
-            self.replica.batch.branch(root, ticks, (self, number, branch))
+            self.replica.batch.branch(root, ticks, (number, branch))
 
     def scheduled(self, replica: Replica) -> None:
         pass
 
-    def started(self, branch: Branch) -> None:
+    def started(self, branch: KvNode) -> None:
         pass
 
-    def finished(self, branch: Branch) -> None:
-        _, number, ordinal = branch.owner
+    def finished(self, branch: KvNode) -> None:
+        number, ordinal = branch.owner
         self.finish[number, ordinal] = self.env.now
         self.left[number] -= 1
         if not self.left[number]:

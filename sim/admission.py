@@ -1,0 +1,198 @@
+"""Who is admitted in a tick: from the head of waiting, as long as places, tokens and pages allow.
+
+Siblings that can start alike are taken together, so that their common path is walked once.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING
+
+from sim.branch import Fill
+from sim.kv import FILLING, WAITING, DoesNotFitError, KvNode, Query, does_not_fit
+
+if TYPE_CHECKING:
+    from sim.batch import Batch
+
+Chunks = list[tuple[Query, int, int]]
+Copied = list[tuple[Query, int]]
+
+
+def admit(batch: Batch, budget: int, chunks: Chunks, copied: Copied) -> bool:
+    """Admit with `budget` tokens; return whether the next tick should try again.
+
+    Appends (query, tokens, context) of each prefill chunk and (query, tokens) of each copied tail.
+    Raises: DoesNotFitError if nothing runs and the head of waiting needs more than the pool.
+    """
+    tree = batch.tree
+    settings = batch.settings
+    limit = settings.max_active_searches or 1 << 62
+    places = settings.max_num_seqs - batch.decoders - len(batch._late) - len(batch._filled)
+    while True:
+        branch = batch._head()
+        if branch is None or places <= 0:
+            return False
+        query = branch.query
+        if not query.active and batch.active_searches >= limit:
+            return False
+        missing: list[KvNode] = []
+        lacking = context = unpinned = 0
+        step: KvNode | None = branch
+        while step is not None:
+            if step.resident < step.want:
+                missing.append(step)
+                lacking += step.want - step.resident
+            context += step.resident
+            if not step.decoders and not step.fills:
+                unpinned += step.pages
+            step = step.up
+        merges = (
+            branch.ticks and not (branch.written or lacking) and branch.parent in batch._merging
+        )
+        compute = 0 if merges else lacking + 1
+        if compute and budget <= 0:
+            return True
+        chunk = min(compute, budget)
+        missing.reverse()
+        need = batch._chunk_pages(missing, chunk) if missing else 0
+        if chunk == compute and branch.ticks:
+            need += batch._first_write_pages(branch)
+        if need > tree.free + tree.cached - unpinned:
+            if places == settings.max_num_seqs:
+                raise DoesNotFitError(does_not_fit(branch, tree))
+            # those that decode from the next tick on leave it a smaller chunk, which may fit
+            return chunk < compute and bool(batch._late)
+        _activate(batch, branch, context)
+        if compute == 1 and branch.ticks:
+            admitted = _admit_decoders(batch, branch, need, min(places, budget), copied)
+            places -= admitted
+            budget -= admitted
+            continue
+        places -= 1
+        budget -= chunk
+        if compute:
+            batch._pin(branch)
+            tree.take(need)
+            brought = batch._bring(missing, chunk)
+            chunks.append((query, chunk, context))
+            branch.state = FILLING
+            if chunk < compute:
+                query.fill = 1
+                batch.fill = Fill(branch, missing, compute - chunk, context + brought)
+                return False
+            batch._complete_prefill(branch, copied)
+            if not branch.ticks and places > 0 and budget > 1:
+                more, spent = _admit_given(batch, branch, places, budget, chunks)
+                places -= more
+                budget -= spent
+        else:
+            tree.take(need)
+            batch._copy_tail(branch, copied)
+            batch._late.append((branch, False))
+
+
+def _activate(batch: Batch, branch: KvNode, context: int) -> None:
+    """Take `branch`, the head of waiting, out of the queue; its query is active from now on."""
+    query = branch.query
+    query.waiting.popleft()
+    batch.waiting_branches -= 1
+    if not query.active:
+        query.active = True
+        batch.activated.append(query)
+        batch.active_searches += 1
+        batch.hit_tokens += context
+        heapq.heappop(batch._new)
+        query.queued = bool(query.waiting)
+        if query.queued:
+            heapq.heappush(batch._active, (query.number, query))
+
+
+def _admit_decoders(batch: Batch, first: KvNode, need: int, room: int, copied: Copied) -> int:
+    """Admit `first`, whose path is resident, and up to `room` - 1 fresh siblings; return how many.
+
+    They decode from this tick on. `need` are the pages that the first one takes.
+    """
+    tree = batch.tree
+    query = first.query
+    up = first.up
+    batch._walk(query, up, 1)
+    tree.cached -= first.pages
+    first.pages = 0
+    tree.take(need)
+    batch._copy_tail(first, copied)
+    if not query.started:
+        query.started = True
+        batch.started.append(first)
+    nodes = [first]
+    if room > 1 and not first.written:
+        waiting = query.waiting
+        parent = first.parent
+        needs = 0
+        while waiting and len(nodes) < room:
+            node = waiting[0]
+            if node.state != WAITING:
+                waiting.popleft()
+                continue
+            if node.parent is not parent or not node.ticks or node.up is not up:
+                break
+            if node.want > node.resident or node.pages or node.written:
+                break
+            need = batch._first_write_pages(node)
+            if needs + need > tree.free + tree.cached:
+                break
+            needs += need
+            waiting.popleft()
+            batch._copy_tail(node, copied)
+            nodes.append(node)
+        tree.take(needs)
+        batch.waiting_branches -= len(nodes) - 1
+        if len(nodes) > 1:
+            batch._walk(query, up, len(nodes) - 1)
+    batch._join(nodes, first.written)
+    return len(nodes)
+
+
+def _admit_given(
+    batch: Batch, first: KvNode, places: int, budget: int, chunks: Chunks
+) -> tuple[int, int]:
+    """Admit siblings of `first`, to be scored whole in this tick; return how many, and tokens.
+
+    The path that they share is pinned by `first` until the tick is over.
+    """
+    tree = batch.tree
+    query = first.query
+    waiting = query.waiting
+    up = first.up
+    if up is None:
+        return 0, 0
+    context = 0
+    step: KvNode | None = up
+    while step is not None:
+        context += step.resident
+        step = step.up
+    admitted = spent = 0
+    while waiting and admitted < places:
+        node = waiting[0]
+        want = node.want
+        if node.state != WAITING or node.ticks or node.up is not up:
+            break
+        if node.resident or node.fills or node.decoders or not want:
+            break
+        compute = want + 1
+        if compute > budget - spent:
+            break
+        need = tree.pages_of(node, want)
+        if need > tree.free + tree.cached:
+            break
+        waiting.popleft()
+        tree.take(need)
+        node.resident = want
+        node.pages = need
+        node.fills = 1
+        node.state = FILLING
+        chunks.append((query, compute, context))
+        batch._filled.append((node, False))
+        admitted += 1
+        spent += compute
+    batch.waiting_branches -= admitted
+    return admitted, spent
