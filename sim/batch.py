@@ -468,6 +468,16 @@ class Batch(Ledger):
         """Ticks so far."""
         return self.tick
 
+    def running(self) -> list[tuple[KvNode, int]]:
+        """Return the decoding branches, each with the tokens that it has decoded."""
+        return [
+            (node, cohort.written + self.tick - cohort.joined)
+            for _, query in self._decoding
+            for cohort in query.cohorts
+            for node in cohort.nodes
+            if node.cohort is cohort
+        ]
+
     def waiting_queries(self) -> int:
         """Return how many queries wait for their first admission."""
         return sum(not query.gone for _, query in self._new)

@@ -13,7 +13,7 @@ import numpy as np
 
 from hw.engine_step import Piece, Tick, ints
 from hw.kvtree import Ints
-from sim.batch import Batch, Branch, Stretch
+from sim.batch import Batch, Stretch
 from sim.kv import KvNode
 from sim.pages import Held, NamedPages
 
@@ -33,7 +33,7 @@ class Played:
     """A tick that the batch has behind it and the engine before it."""
 
     stretch: Stretch
-    finished: list[Branch]
+    finished: list[KvNode]
     tick: Tick
     sampled: list[
         tuple[Held, int]
@@ -69,9 +69,7 @@ class Executor:
         if stretch is None:
             return None
         now = batch.tick
-        decoding = [
-            (branch, branch.ticks - batch.remaining(branch)) for branch in batch.running.values()
-        ]
+        decoding = batch.running()
         completing = [branch for branch, _ in (*batch._late, *batch._filled)]
         filling = [batch.fill.branch] if batch.fill is not None else []
         read = batch.read + batch.read_saturated / batch.saturation
@@ -116,7 +114,7 @@ class Executor:
             if node.parent is not None:
                 known = node.parent.path
                 ids[:known] = self.held(node.parent).ids
-            if node.complete:
+            if not node.ticks:  # a prompt or a scored step, known from the start
                 seed = (node.query.number * 7_919 + known) & 0xFFFFFFFF
                 count = node.path - known
                 ids[known:] = (np.arange(count) * 2_654_435_761 + seed * 40_503) % self.vocab
@@ -149,9 +147,9 @@ class _Rows:
         ] = {}  # own tokens that this tick computes: (from, row)
         self.copied = 0
 
-    def decode(self, branch: Branch, done: int) -> None:
+    def decode(self, branch: KvNode, done: int) -> None:
         """A branch that has decoded `done` tokens writes its last one's KV and samples the next."""
-        pages, node = self.pages, branch.node
+        pages, node = self.pages, branch
         held = self.executor.held(node)
         at = node.path - branch.ticks - 1 + done
         joins = held.seen != self.now - 1
@@ -201,9 +199,9 @@ class _Rows:
         held.tokens = node.tail
         self.copied += node.tail
 
-    def bring(self, branch: Branch, complete: bool) -> None:
+    def bring(self, branch: KvNode, complete: bool) -> None:
         """What is new on the path of `branch` was computed in this tick; `complete`: its last token too."""
-        pages, node = self.pages, branch.node
+        pages, node = self.pages, branch
         path: list[KvNode] = []
         step: KvNode | None = node
         while step is not None:
@@ -249,9 +247,9 @@ class _Rows:
         run.pages.append(own)
         run.end = first + high
 
-    def _finish(self, branch: Branch, runs: list[_Run], grows: bool) -> None:
+    def _finish(self, branch: KvNode, runs: list[_Run], grows: bool) -> None:
         """The last token of the path: sampled from, or scored; its KV is kept where a branch goes on."""
-        pages, node = self.pages, branch.node
+        pages, node = self.pages, branch
         held = self.executor.held(node)
         if not grows:
             self._last(node.parent or node, node, runs, node.path - 1, held, -1)

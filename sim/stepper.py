@@ -152,11 +152,11 @@ class Stepper(Replica):
         pinned = batch.tree.total - batch.tree.free - batch.tree.cached
         self.pages_max = max(self.pages_max, pinned)
         for branch in batch.started:
-            branch.owner[0].started(branch)
+            branch.query.owner.started(branch)
         for branch in batch.marked:
-            branch.owner[0].marked(branch)
+            branch.query.owner.marked(branch)
         for branch in played.finished:
-            branch.owner[0].finished(branch)
+            branch.query.owner.finished(branch)
         if self._pending:
             pending, self._pending = self._pending, []
             for action, arguments in pending:

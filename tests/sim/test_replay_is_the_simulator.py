@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hw.engine_step import Tick
-from sim.batch import Batch, Branch, Settings
+from sim.batch import Batch, Settings, Stretch
 from sim.executor import Executor, Played
+from sim.kv import KvNode
 from sim.stepper import Device, Log, Stepper
 from tests.sim.driving import COST, JUDGE_COST, House, questions
 
@@ -27,20 +28,22 @@ MIX: tuple[tuple[str, dict[str, int]], ...] = (
 )
 VOCAB = 211
 
-Event = tuple[int, tuple[int, ...], int, int]
-
 
 class Recorded(Batch):
-    """A batch that remembers after each stretch: tick, who finished, free and cached pages."""
+    """A batch that remembers who finished with which tick, and its pages before each tick it looks at."""
 
     def __init__(self, *settings: Any) -> None:
         super().__init__(*settings)
-        self.events: list[Event] = []
+        self.ends: dict[int, tuple[int, ...]] = {}
+        self.pages: dict[int, tuple[int, int]] = {}  # free and cached
 
-    def advance(self, ticks: int) -> list[Branch]:
-        finished = super().advance(ticks)
-        numbers = tuple(branch.number for branch in finished)
-        self.events.append((self.tick, numbers, self.tree.free, self.tree.cached))
+    def begin(self) -> Stretch | None:
+        self.pages[self.tick] = (self.tree.free, self.tree.cached)
+        return super().begin()
+
+    def advance(self, ticks: int, seconds: float | None = None) -> list[KvNode]:
+        finished = super().advance(ticks, seconds)
+        self.ends[self.tick] = tuple(branch.number for branch in finished)
         return finished
 
 
@@ -118,7 +121,7 @@ class Ghost:
         def checked_play() -> Played | None:
             played = play()
             if played is not None:
-                self.paths = [executor.held(b.node).ids for b in played.finished if not b.ticks]
+                self.paths = [executor.held(b).ids for b in played.finished if not b.ticks]
             return played
 
         def checked_learn(played: Played, tokens: Any) -> None:
@@ -197,9 +200,11 @@ def same(simulated: House, replayed: House) -> None:
     assert outcome(replayed) == outcome(simulated)
     assert times(replayed) == pytest.approx(times(simulated), rel=1e-12)
     for theirs, mine in zip(simulated.replicas, replayed.replicas, strict=True):
-        ours = {event[0]: event for event in mine.batch.events}
-        assert theirs.batch.events
-        assert [ours[event[0]] for event in theirs.batch.events] == theirs.batch.events
+        assert theirs.batch.ends
+        for tick, ends in theirs.batch.ends.items():
+            assert mine.batch.ends[tick] == ends
+        for tick, pages in theirs.batch.pages.items():
+            assert mine.batch.pages[tick] == pages
         assert isinstance(mine, Stepper)
         mine.executor.pages.check()
 
