@@ -94,8 +94,10 @@ def samples(
 
 def covers(chosen: Plan) -> bool:
     """Say whether a plan is played in columns, and not by its generator."""
+    if chosen.algorithm not in _PLAYERS or chosen.max_expansions is not None:
+        return False
     params = {key: value for key, value in chosen.params.items() if (key, value) != _PLAIN}
-    return chosen.algorithm in _PLAYERS and set(params) == _PLAYERS[chosen.algorithm][1]
+    return set(params) == _PLAYERS[chosen.algorithm][1]
 
 
 def batch_rollout(
@@ -123,7 +125,8 @@ def batch_rollout(
         rest = np.flatnonzero(found.tokens > limit - limit // RESERVE_DIVISOR)
     for place in rest.tolist():
         world = model.world(int(keys[place]), prompt_tokens, verifier, lengths)
-        end = rollout(search_for(chosen, Tree(world.root)), world, chosen.max_tokens)
+        search = search_for(chosen, Tree(world.root))
+        end = rollout(search, world, chosen.max_tokens, chosen.max_expansions)
         row = (
             end.answer is not None, -1 if end.answer is None else end.answer, end.correct,
             any(world.is_correct(leaf.answer) for leaf in end.tree.leaves), end.signal, end.tokens,

@@ -15,7 +15,12 @@ from typing import Any, Final, Protocol
 from models.search import ALGORITHMS, Parameter, Value
 from models.tree import Search, Tree
 
-_MAX_TOKENS: Final = Parameter(1, "tokens generated for one query", 1, math.inf)
+_BUDGETS: Final[Mapping[str, Parameter]] = MappingProxyType(
+    {
+        "max_tokens": Parameter(1, "tokens generated for one query", 1, math.inf),
+        "max_expansions": Parameter(1, "children grown for one query", 1, math.inf),
+    }
+)
 
 
 class PlanError(ValueError):
@@ -29,6 +34,7 @@ class Plan:
     algorithm: str
     params: Mapping[str, Any] = field(default_factory=dict, hash=False)
     max_tokens: int | None = None  # budget of generated tokens for the whole search
+    max_expansions: int | None = None  # budget of children grown for the whole search
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,12 @@ def controller(kind: str) -> Controller:
     return CONTROLLERS[kind]()
 
 
-def plan(algorithm: str, max_tokens: int | None = None, **params: Value | None) -> Plan:
+def plan(
+    algorithm: str,
+    max_tokens: int | None = None,
+    max_expansions: int | None = None,
+    **params: Value | None,
+) -> Plan:
     """Return a plan with every parameter of the algorithm; one that is None gets its default.
 
     Raises: PlanError for an algorithm or parameter that does not exist or a value out of range.
@@ -86,13 +97,15 @@ def plan(algorithm: str, max_tokens: int | None = None, **params: Value | None) 
         )
         for name in known
     }
-    if max_tokens is not None:
-        _checked(f"search {algorithm}: max_tokens", max_tokens, _MAX_TOKENS)
-    return Plan(algorithm, chosen, max_tokens)
+    given_limits = {"max_tokens": max_tokens, "max_expansions": max_expansions}
+    for name, limit in given_limits.items():
+        if limit is not None:
+            _checked(f"search {algorithm}: {name}", limit, _BUDGETS[name])
+    return Plan(algorithm, chosen, max_tokens, max_expansions)
 
 
 def search_for(chosen: Plan, tree: Tree) -> Search:
-    """Start the chosen search on `tree`; the plan's `max_tokens` goes to the Session."""
+    """Start the chosen search on `tree`; the plan's budgets go to the Session."""
     return ALGORITHMS[chosen.algorithm].function(tree, **chosen.params)
 
 

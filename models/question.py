@@ -18,8 +18,17 @@ __all__ = ["QuestionModel", "World", "question_model"]
 DEFAULT_PRESET: Final = MappingProxyType(
     {"single_step": "chat", "steps": "math-500", "thinking": "thinking-r1"}
 )
+REVISE_KEEP: Final = 0.62
+"""Chance that a revision of a right answer is right. Source: a revision model turns 38 % of its right
+answers into wrong ones, Snell et al., arXiv 2408.03314, section 6 (from memory, 2026-11-25)."""
+REVISE_STUCK: Final = 0.5
+"""Chance that a revision repeats the wrong answer it was shown. Source: assumed, 2026-11-25."""
+REVISE_LENGTH: Final = MappingProxyType({"single_step": 1.0, "steps": 1.0, "thinking": 0.5})
+"""Tokens of a revision as a share of a first try's: a chain of thought told to wait only goes on.
+Source: assumed, 2026-11-25."""
 COMMON: Final = frozenset(
     {"kind", "verifier", "prompt_tokens", "pass_rate", "bottleneck", "bottleneck_range", "theta"}
+    | {"revise_keep", "revise_stuck", "revise_length"}
 )
 OWN: Final = MappingProxyType(
     {
@@ -105,6 +114,9 @@ def _build(name: str, kind: str, p: Mapping[str, Any], by_total: bool) -> Questi
         reasoning_share=quantile(p["reasoning_share"]) if "reasoning_share" in p else None,
         share_correlation=_number(p, "share_correlation", 0.0, -1.0, 1.0),
         max_output=None if limit is None else int(_number(p, "max_output", 0, 1, 2**31)),
+        revise_keep=_number(p, "revise_keep", REVISE_KEEP, 0.0, 1.0),
+        revise_stuck=_number(p, "revise_stuck", REVISE_STUCK, 0.0, 1.0),
+        revise_length=_number(p, "revise_length", REVISE_LENGTH[kind], 0.01, 10.0),
     )
 
 

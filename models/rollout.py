@@ -30,13 +30,18 @@ class Rollout:
     tree: Tree
 
 
-def rollout(search: Search, world: World, max_tokens: int | None = None) -> Rollout:
+def rollout(
+    search: Search,
+    world: World,
+    max_tokens: int | None = None,
+    max_expansions: int | None = None,
+) -> Rollout:
     """Play `search`, which starts from `world.root`, to its answer; scoring takes no time.
 
     Units that end in the same tick are completed in their order of issue.
-    Raises: SearchError if the search breaks the protocol, ValueError if `max_tokens` is below 1.
+    Raises: SearchError if the search breaks the protocol, ValueError if a budget is below 1.
     """
-    session = Session(search, world, max_tokens)
+    session = Session(search, world, max_tokens, max_expansions)
     heap: list[tuple[int, int, Work]] = []  # (tick of its end, order of issue, work)
     grown: list[Node] = []
     now = issued = unfinished = 0

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from models.search_beam import beam, dvts, rebase
+from models.search_chain import long_chain, revision
 from models.search_parts import AGGREGATES, NO_ANSWER, UNOBSERVED
 from models.search_tree import mcts, tree_search
 from models.search_vote import (
@@ -43,9 +44,11 @@ __all__ = [
     "direct",
     "dvts",
     "first_finish",
+    "long_chain",
     "mcts",
     "needs_verifier",
     "rebase",
+    "revision",
     "self_consistency",
     "shape",
     "tree_search",
@@ -140,6 +143,15 @@ def _mcts(p: Params) -> Shape:
     grown = int(p["simulations"]) * int(p["expand"])
     side = min(int(p["parallel"]), int(p["simulations"])) * int(p["expand"])
     return Shape(side, max(side, grown // 4), float(grown), grown)
+
+
+def _revision(p: Params) -> Shape:
+    side = min(int(p["n"]), int(p["chains"]))
+    return Shape(side, side, float(p["n"]), int(p["n"]))
+
+
+def _long_chain(p: Params) -> Shape:
+    return Shape(1, 1, 2.0 + int(p["waits"]), 2 + int(p["waits"]))
 
 
 _SCORE_OF_ANSWER: Final = "the score of the answer"
@@ -304,6 +316,37 @@ ALGORITHMS: Final[Mapping[str, Algorithm]] = MappingProxyType(
             "the answer's share of the scores of all ends",
             "Silver et al., Mastering the game of Go without human knowledge, 2017 (PUCT); process "
             "rewards as values: Zhang et al., ReST-MCTS*, arXiv 2406.03816",
+        ),
+        "revision": Algorithm(
+            revision,
+            MappingProxyType(
+                {
+                    "n": _whole(8, 65_536, "tries in all chains together"),
+                    "chains": _whole(1, 65_536, "chains of revisions side by side"),
+                    "inject": _whole(32, 65_536, "tokens that ask for a revision"),
+                    "stop": _share(1.0, "score of a try that ends its chain"),
+                }
+            ),
+            True,
+            _revision,
+            "Answer and revise the answer again and again, in one chain or a few, then vote.",
+            _SHARE_OF_SCORES,
+            "Snell et al., Scaling LLM Test-Time Compute Optimally, arXiv 2408.03314, section 6",
+        ),
+        "long_chain": Algorithm(
+            long_chain,
+            MappingProxyType(
+                {
+                    "min_think": _whole(1_024, 10**9, "an earlier end is told to wait"),
+                    "max_think": _whole(8_192, 10**9, "tokens after which it must conclude"),
+                    "waits": Parameter(2, "times that it is told to wait, at most", 0, 1_000),
+                }
+            ),
+            False,
+            _long_chain,
+            "One long chain of thought of at least and at most so many tokens (budget forcing).",
+            "the part of its answers that agree with the last; half of that where it was forced",
+            "Muennighoff et al., s1: Simple test-time scaling, arXiv 2501.19393",
         ),
     }
 )

@@ -31,6 +31,7 @@ def beam(tree: Tree, width: int, expand: int, max_steps: int, aggregate: str = "
     rank = AGGREGATES[aggregate]
     live = [tree.root]
     finished: list[Node] = []
+    ends: list[Node] = []  # all that ever finished, for an answer when it is cut
     fresh: tuple[Node, ...] = ()
     drop: list[Command] = []
     grace = None
@@ -40,6 +41,7 @@ def beam(tree: Tree, width: int, expand: int, max_steps: int, aggregate: str = "
             until: Until = "step" if step < max_steps else "answer"
             fresh = (yield [*drop, Expand(tuple(live), n, until)]).nodes
             yield [Score(fresh)]
+            ends += [node for node in fresh if node.done]
             kept = best([*finished, *fresh], width, rank)
             finished = [node for node in kept if node.done]
             growing = [node for node in kept if not node.done]
@@ -52,7 +54,7 @@ def beam(tree: Tree, width: int, expand: int, max_steps: int, aggregate: str = "
         finished += [node for node in fresh if node.done]
         live = [node for node in fresh if not node.done] or live
     if live and not answered(finished):
-        finished = yield from finish_one(live, grace)
+        finished = (yield from finish_one(live, grace)) or ends
     return best_answer(finished, rank)
 
 
@@ -65,6 +67,7 @@ def dvts(tree: Tree, subtrees: int, expand: int, max_steps: int) -> Search:
     tips = dict.fromkeys(range(subtrees), root)  # how far each unfinished subtree has come
     unjudged: dict[Node, None] = {}
     ends: list[Node] = []
+    others: list[Node] = []  # that finished beside a better sibling, for an answer when it is cut
     grace = None
     until: Until = "step" if max_steps > 1 else "answer"
     commands: list[Command] = [Expand((root,), expand, until) for _ in range(subtrees)]
@@ -85,6 +88,7 @@ def dvts(tree: Tree, subtrees: int, expand: int, max_steps: int) -> Search:
                 del tips[number]
                 commands = drop_all_but((), nodes)
                 continue
+            others += [node for node in nodes if node.done]
             tips[number] = tip
             until = "step" if tip.depth + 1 < max_steps else "answer"
             commands = [*drop_all_but((tip,), nodes), Expand((tip,), expand, until)]
@@ -93,7 +97,7 @@ def dvts(tree: Tree, subtrees: int, expand: int, max_steps: int) -> Search:
         ends += [node for node in unjudged if node.done]
     if tips and not answered(ends):
         partial = [node for node in unjudged if not node.done] or list(tips.values())
-        ends = yield from finish_one(partial, grace)
+        ends = (yield from finish_one(partial, grace)) or others
     ends.sort(key=lambda node: steps(node)[0].ordinal)
     return best_answer(ends, score)
 

@@ -35,7 +35,8 @@ def tree_search(
     root = tree.root
     live = [root]
     finished: list[Node] = []
-    fresh: list[Node] = []  # scored children of this step, and at its end unscored ones
+    fresh: list[Node] = []  # children of this step, the last of them unscored
+    ends: list[Node] = []  # all that ever finished, for an answer when it is cut
     drop: list[Command] = []
     grace = None
     try:
@@ -48,6 +49,7 @@ def tree_search(
                 drop = []
                 yield [Score(grown)]
                 widen = _unconvinced(widen, fresh, max_children, confidence)
+            ends += [node for node in fresh if node.done]
             pool = sorted((*finished, *fresh), key=score, reverse=True)[:width]
             floor = score(pool[0]) - margin
             kept = [node for node in pool if score(node) >= floor]
@@ -62,7 +64,7 @@ def tree_search(
         finished += [node for node in fresh if node.done]
         live = [node for node in fresh if not node.done] or live
     if live and not answered(finished):
-        finished = yield from finish_one(live, grace)
+        finished = (yield from finish_one(live, grace)) or ends
     return best_answer(finished, score)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Until = Literal["step", "answer"]
+Until = Literal["step", "answer", "conclude"]
 
 
 @dataclass(slots=True, eq=False)
@@ -25,7 +25,7 @@ class Node:
     ordinal: int  # number among the children requested of the parent, from 0
     depth: int  # reasoning steps from the prompt, this node's included
     tokens: int  # tokens of this node alone; of the prompt: input tokens
-    path_tokens: int  # prompt and all steps up to and including this node
+    path_tokens: int  # prompt, injected tokens and all steps up to and including this node
     done: bool = False  # the trajectory ends here
     answer: int | None = (
         None  # label of the final answer when done, None where it was cut or has none
@@ -37,6 +37,7 @@ class Node:
     hidden: Any = None  # the world's own state
     kv: Any = None  # the policy replica's page-tree node, set by the simulator
     verifier_kv: Any = None  # the verifier replica's page-tree node, set by the simulator
+    injected: int = 0  # tokens of text put in between the parent and this node's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,9 @@ class Expand:
     """Grow `n` children of every node in `parents`, each to the end of a step or of the answer.
 
     `cap` truncates a child's tokens. With `each` every finished child is an outcome of its own;
-    without it the whole command is one barrier and one outcome.
+    without it the whole command is one barrier and one outcome. `inject` tokens are put after the
+    parent, and read rather than generated; a finished parent needs some ("Wait", or what to revise) and
+    is tried again. "conclude" makes an unfinished trajectory answer with what it has thought so far.
     """
 
     parents: tuple[Node, ...]
@@ -52,6 +55,7 @@ class Expand:
     until: Until = "step"
     cap: int | None = None
     each: bool = False
+    inject: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from models.tree import Node, Until
 from models.verifier import VerifierModel
 
 DIFFICULTY, STEPS, WEIGHT, BOTTLENECK, STICK, CLASS, LABEL, ERROR, BLIND = range(1, 10)
-WRONG, RECOVER, DIVERSE, SPREAD, LENGTH, SHARE, RESUME = range(17, 24)
+WRONG, RECOVER, DIVERSE, SPREAD, LENGTH, SHARE, RESUME, REVISE, AFRESH, CONCLUDE = range(17, 27)
 NOISE: Final = 1 << 16  # plus the verifier's version
 HALF: Final = 1 << 32  # a step's key holds three draws: 32 bits of survival above,
 ERROR_SHIFT: Final = 12  # 20 bits of step error in the middle,
@@ -35,6 +35,7 @@ ERROR_BITS: Final = (1 << 20) - 1
 ERROR_UNIT: Final = 2.0**-20
 TABLE: Final = 4096  # and 12 bits of step length below
 UNBOUNDED: Final = 1 << 62
+CONCLUSION: Final = 32  # tokens of a forced "the answer is ...". Source: assumed, 2026-11-25
 RIGHT: Final = 0
 SQRT_HALF: Final = math.sqrt(0.5)
 NAN: Final = math.nan
@@ -71,6 +72,9 @@ class QuestionModel:
     )  # hidden thinking as a share of the output; None: all is visible
     share_correlation: float  # of the share with the length (normal scores)
     max_output: int | None  # no trajectory of the preset is longer than this
+    revise_keep: float = 0.62  # chance that a revision of a right answer is right
+    revise_stuck: float = 0.5  # chance that a revision repeats a wrong answer; else it tries afresh
+    revise_length: float = 1.0  # tokens of a revision as a share of a first try's
 
     def world(
         self,
@@ -146,14 +150,17 @@ class World:
         """The complete child number `ordinal` of `parent`, to the end of a step or of the answer.
 
         A child longer than `cap` tokens is truncated: it is not done and has no answer, and its child
-        0 resumes the remainder. Raises ValueError when `parent` is done or `cap` < 1.
+        0 resumes the remainder. The child of a parent that is done is a whole new try, made in sight of
+        the old one. Raises ValueError when `cap` < 1.
         """
-        if parent.done:
-            raise ValueError("A finished trajectory cannot grow: expand a node that is not done.")
         if cap is None:
             cap = UNBOUNDED
         elif cap < 1:
             raise ValueError(f'"cap" must be >= 1 token, got {cap}.')
+        if parent.done:
+            return self._revised(parent, ordinal, cap)
+        if until == "conclude":
+            return self._concluded(parent, ordinal, cap)
         # hidden: finished steps, wrong answer so far (0: alive), step error, total tokens of the
         # trajectory (0: drawn step by step), and of a truncated step what is left of it.
         k, wrong, error, total, pending = parent.hidden
@@ -228,6 +235,75 @@ class World:
         if model.diversity and k and uniform(key, DIVERSE) < model.diversity:
             luck = ((mix(mother ^ SPREAD) + ordinal * GOLDEN) & MASK) >> 32
         return RIGHT if luck < self._survive[k] else self._wrong_answer(uniform(key, WRONG))
+
+    def _revised(self, parent: Node, ordinal: int, cap: int) -> Node:
+        """Another try after `parent`: it keeps what is right, repeats what is wrong, or starts afresh."""
+        model = self.model
+        key = child_key(parent.key ^ REVISE, ordinal)
+        wrong, luck = parent.hidden[1], uniform(key, REVISE)
+        if luck < (model.revise_stuck if wrong else model.revise_keep):
+            fate = wrong
+        elif wrong and uniform(key, AFRESH) < self.difficulty:
+            fate = RIGHT
+        else:
+            fate = self._wrong_answer(uniform(key, WRONG))
+        if self._table is not None:
+            bits = (mix(key + k * GOLDEN) for k in range(self._steps))
+            length = sum(self._table[b & (TABLE - 1)] for b in bits)
+        else:
+            length = self._total(key, fate)
+        length = max(1, round(length * model.revise_length))
+        share = model.reasoning_share
+        shown = length if share is None else self._shown(key, length, share)
+        return self._ended(parent, ordinal, key, length, shown, fate, cap)
+
+    def _concluded(self, parent: Node, ordinal: int, cap: int) -> Node:
+        """The answer of an unfinished trajectory, right if that would be and has come far enough.
+
+        What would be right is found at a moment that is uniform over the trajectory's length.
+        Source: assumed, 2026-11-25; that the answer is often there long before the end: Fu et al.,
+        "Certaindex", arXiv 2412.20993.
+        """
+        k, wrong, _, _, pending = parent.hidden
+        key = child_key(parent.key ^ CONCLUDE, ordinal)
+        left, next_wrong = pending[:2] if pending is not None else (0, wrong)
+        so_far = parent.path_tokens - self.root.tokens
+        come = so_far / (so_far + left) if self._steps == 1 and so_far else k / self._steps
+        rest = self._survive[k + (pending is not None) :]  # what it has to get right unthought
+        found = uniform(key, CONCLUDE) < come * math.prod(s / HALF for s in rest)
+        fate = (
+            RIGHT
+            if found and not next_wrong
+            else (next_wrong or self._wrong_answer(uniform(key, WRONG)))
+        )
+        share = self.model.reasoning_share
+        length = CONCLUSION if share is None else self._shown(key, so_far + left, share)
+        return self._ended(parent, ordinal, key, length, length, fate, cap)
+
+    def _ended(
+        self, parent: Node, ordinal: int, key: int, length: int, shown: int, fate: int, cap: int
+    ) -> Node:
+        """A node that ends the trajectory with `fate`, or is truncated on the way there."""
+        error = normal(key, self._noise) if self._noise else 0.0
+        tokens, steps = min(length, cap), self._steps
+        left = length - tokens
+        still = min(shown, left)
+        done = not left
+        hidden: tuple[Any, ...] = (steps, fate, error, length, None)
+        if left:
+            hidden = (steps - 1, RIGHT, 0.0, length, (left, fate, error, still))
+        return Node(
+            parent,
+            ordinal,
+            parent.depth + 1,
+            tokens,
+            parent.path_tokens + tokens,
+            done,
+            self._label(fate) if done else None,
+            answer_tokens=shown - still,
+            key=key,
+            hidden=hidden,
+        )
 
     def score(self, node: Node) -> float:
         """The verifier's score of the steps that `node` has finished, in (0, 1); also set on the node.

@@ -157,9 +157,12 @@ SEARCH_PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
         "max_steps",
     ),
     "mcts": ("simulations", "expand", "exploration", "parallel"),
+    "revision": ("n", "chains", "inject", "stop"),
+    "long_chain": ("min_think", "max_think", "waits"),
 }
 NEEDS_VERIFIER: Final = frozenset(
     {"best_of_n", "weighted_vote", "adaptive_vote", "beam", "dvts", "rebase", "tree_search", "mcts"}
+    | {"revision"}
 )
 
 
@@ -169,6 +172,7 @@ class Search(Strict):
     algorithm: Literal[
         "direct", "best_of_n", "self_consistency", "weighted_vote", "first_finish",
         "adaptive_consistency", "adaptive_vote", "beam", "dvts", "rebase", "tree_search", "mcts",
+        "revision", "long_chain",
     ] = "direct"  # fmt: skip
     n: Many | None = None
     aggregate: Literal["last", "min", "product", "mean", "max"] | None = None
@@ -186,16 +190,22 @@ class Search(Strict):
     exploration: Annotated[Number, Field(ge=0, le=1000)] | None = None
     parallel: Fan | None = None
     max_steps: Annotated[Whole, Field(le=1000)] | None = None
+    chains: Many | None = None
+    inject: Many | None = None
+    min_think: WholeTokens | None = None
+    max_think: WholeTokens | None = None
+    waits: Annotated[int, Field(strict=True, ge=0, le=1000)] | None = None
     max_tokens: WholeTokens | None = None
+    max_expansions: Whole | None = None
 
     @property
-    def parameters(self) -> dict[str, int | float | str]:
+    def parameters(self) -> dict[str, Any]:
         """The algorithm's own parameters that were given (the budgets are the driver's)."""
         given = {name: getattr(self, name) for name in PARAMETERS}
         return {name: value for name, value in given.items() if value is not None}
 
 
-BUDGETS: Final = ("max_tokens",)  # what any search may be limited by
+BUDGETS: Final = ("max_tokens", "max_expansions")  # what any search may be limited by
 PARAMETERS: Final = tuple(
     name for name in Search.model_fields if name != "algorithm" and name not in BUDGETS
 )

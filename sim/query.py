@@ -53,6 +53,7 @@ class Thinking:
         prefix: Prefix,
         max_tokens: int | None,
         streams: bool,
+        max_expansions: int | None = None,
     ) -> None:
         self.row = row
         self.world = world
@@ -60,7 +61,7 @@ class Thinking:
         self.spent: Spent | None = None
         self.difficulty: float = world.difficulty  # type: ignore[attr-defined]
         replica.searches += 1
-        self.session = Session(search, world, max_tokens)
+        self.session = Session(search, world, max_tokens, max_expansions)
         self.replica = replica
         self.judge = judge
         self.prefix = prefix

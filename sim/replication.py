@@ -192,6 +192,7 @@ def _arrivals(
             prefix,
             chosen.max_tokens,
             streams[tier],
+            chosen.max_expansions,
         )
         thinking.append(query)
         replica.do(query.start)

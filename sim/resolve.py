@@ -162,7 +162,12 @@ def _plan(loaded: Loaded, name: str, tier: Tier) -> Plan:
         limits += [tier.promise.budget.tokens, _affordable(loaded, name, tier)]
     known = [limit for limit in limits if limit is not None]
     try:
-        chosen = plan(search.algorithm, min(known) if known else None, **search.parameters)
+        chosen = plan(
+            search.algorithm,
+            min(known) if known else None,
+            search.max_expansions,
+            **search.parameters,
+        )
     except PlanError as error:
         raise UserError(f"{loaded.where(['tiers', name, 'search'])}: {error}") from None
     budget = tier.promise.budget if tier.promise is not None else None

@@ -47,6 +47,11 @@ def test_a_plan_is_a_value_that_can_be_compared_hashed_and_sent_to_a_worker() ->
         ("rebase", {"temperature": 0}, "by score) must be between 0.001 and 1000, not 0"),
         ("rebase", {"temperature": "1"}, "must be a number, not '1'"),
         ("adaptive_vote", {"certainty": 2.0}, "stops the vote) must be between 0 and 1, not 2.0"),
+        (
+            "direct",
+            {"max_expansions": 0},
+            "max_expansions (children grown for one query) must be at",
+        ),
         ("direct", {"max_tokens": 0}, "max_tokens (tokens generated for one query) must be at lea"),
     ],
 )

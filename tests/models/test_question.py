@@ -300,14 +300,67 @@ def test_every_catalogue_figure_says_where_it_comes_from_and_when() -> None:
                 assert figure.as_of or figure.source == "definition", where
 
 
-def test_a_finished_trajectory_and_a_cap_of_nothing_are_refused() -> None:
+def test_a_cap_of_nothing_is_refused() -> None:
     w = world("chat", 1)
-    done = w.grow(w.root, 0, "answer")
-    with pytest.raises(ValueError, match="expand a node that is not done"):
-        w.grow(done, 0)
     with pytest.raises(ValueError, match='"cap" must be >= 1 token, got 0'):
         w.grow(w.root, 0, "answer", 0)
     assert not w.is_correct(None)
+
+
+@pytest.mark.parametrize("name", ["math-500", "aime", "chat", "game-24"])
+def test_a_revision_keeps_what_is_right_and_repeats_or_tries_again_what_is_wrong(name: str) -> None:
+    kept: list[bool] = []
+    repeated: list[bool] = []
+    surprise, variance, lengths, firsts = 0.0, 0.0, [], []
+    for w in worlds(name, 1500):
+        first = w.grow(w.root, 0, "answer")
+        again = w.grow(first, 0, "answer")
+        assert again.done
+        assert again.path_tokens == w.root.tokens + first.tokens + again.tokens
+        firsts.append(first.tokens)
+        lengths.append(again.tokens)
+        if w.is_correct(first.answer):
+            kept.append(w.is_correct(again.answer))
+            continue
+        repeated.append(again.answer == first.answer)
+        p = (1 - w.model.revise_stuck) * w.difficulty
+        surprise += w.is_correct(again.answer) - p
+        variance += p * (1 - p)
+    near = 4 * math.sqrt(0.25 / len(kept)) if kept else 1.0
+    assert np.mean(kept or [w.model.revise_keep]) == pytest.approx(w.model.revise_keep, abs=near)
+    assert np.mean(repeated) >= w.model.revise_stuck - 4 * math.sqrt(0.25 / len(repeated))
+    assert abs(surprise) < 4 * math.sqrt(variance) + 1
+    assert np.mean(lengths) / np.mean(firsts) == pytest.approx(w.model.revise_length, rel=0.08)
+
+
+@given(key=st.integers(0, 2**64 - 1), cap=st.integers(1, 3000))
+def test_a_truncated_revision_resumes_to_the_same_end(key: int, cap: int) -> None:
+    w = world("math-500", key)
+    first = w.grow(w.root, 0, "answer")
+    whole = w.grow(first, 1, "answer")
+    part = w.grow(first, 1, "answer", cap)
+    assert part.tokens == min(cap, whole.tokens)
+    end = part if part.done else w.grow(part, 0, "answer")
+    assert (end.answer, end.path_tokens) == (whole.answer, whole.path_tokens)
+    assert w.score(end) == w.score(whole)
+
+
+def test_a_forced_conclusion_is_right_in_proportion_to_how_far_the_chain_had_come() -> None:
+    expected = variance = right = 0.0
+    for w in worlds("aime", 3000):
+        whole = w.grow(w.root, 0, "answer")
+        part = w.grow(w.root, 0, "answer", max(1, whole.tokens // 2))
+        end = w.grow(part, 0, "conclude")
+        assert end.done
+        assert end.answer_tokens == end.tokens < whole.tokens
+        p = part.tokens / whole.tokens * w.is_correct(whole.answer)
+        expected += p
+        variance += p * (1 - p)
+        right += w.is_correct(end.answer)
+        if not w.is_correct(whole.answer):
+            assert end.answer == whole.answer
+    assert abs(right - expected) < 4 * math.sqrt(variance)
+    assert expected > 300
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.search import ALGORITHMS, needs_verifier
@@ -19,7 +19,13 @@ by_case = pytest.mark.parametrize("case", CASES, ids=str)
 by_case_in_order = pytest.mark.parametrize("case", IN_ORDER, ids=str)
 Case = tuple[str, dict[str, Any]]
 BARRIERS = {"beam", "rebase"}  # what lost is dropped with the next expansion, of all that live
-KEEPERS = {"mcts", "tree_search", "dvts"}  # children compete with later ones, or wait for siblings
+KEEPERS = {
+    "mcts",
+    "tree_search",
+    "dvts",
+    "revision",
+    "long_chain",
+}  # children compete with later ones, or wait for siblings
 DROPPERS = [
     case
     for case in CASES
@@ -143,6 +149,7 @@ def test_beam_of_one_expansion_is_best_of_n(key: int, n: int) -> None:
 
 
 @by_case_in_order
+@settings(max_examples=25)
 @given(key=KEYS, order=KEYS)
 def test_the_answer_and_the_tree_do_not_depend_on_the_order_of_completion(
     case: Case, key: int, order: int
@@ -161,6 +168,7 @@ def test_the_answer_and_the_tree_do_not_depend_on_the_order_of_completion(
 
 
 @by_case
+@settings(max_examples=25)
 @given(key=KEYS, order=KEYS, grace=st.integers(0, 30))
 def test_a_cut_at_every_point_still_brings_an_answer_within_the_grace(
     case: Case, key: int, order: int, grace: int
@@ -195,6 +203,7 @@ def test_a_cut_at_every_point_still_brings_an_answer_within_the_grace(
 
 
 @by_case
+@settings(max_examples=25)
 @given(key=KEYS, order=KEYS, point=st.integers(0, 30), again=st.integers(0, 2))
 def test_a_second_cut_ends_the_search_at_once(
     case: Case, key: int, order: int, point: int, again: int
@@ -212,6 +221,7 @@ def test_a_second_cut_ends_the_search_at_once(
 
 
 @by_case
+@settings(max_examples=25)
 @given(key=KEYS, order=KEYS, point=st.integers(0, 60))
 def test_an_ample_grace_always_brings_an_answer(
     case: Case, key: int, order: int, point: int
@@ -224,6 +234,7 @@ def test_an_ample_grace_always_brings_an_answer(
 
 
 @by_case
+@settings(max_examples=25)
 @given(key=KEYS, budget=st.integers(40, 120))
 def test_a_budget_whose_reserve_holds_a_trajectory_always_brings_an_answer(
     case: Case, key: int, budget: int
@@ -297,6 +308,7 @@ def test_a_finished_answer_without_a_score_has_the_signal_of_nothing_observed() 
 
 
 @pytest.mark.parametrize("case", DROPPERS, ids=str)
+@settings(max_examples=25)
 @given(key=KEYS, order=KEYS)
 def test_what_lost_is_dropped_as_soon_as_it_lost(case: Case, key: int, order: int) -> None:
     """All that is held has work in flight below it (asked of a beam when it has just expanded)."""

@@ -313,3 +313,58 @@ def test_mcts_visits_what_puct_says_when_all_visits_are_counted_again_every_time
         return
     assert grown == expected
     assert (got.answer, got.signal) == (label, pytest.approx(share))
+
+
+@given(
+    key=KEYS,
+    n=st.integers(1, 7),
+    chains=st.integers(1, 4),
+    stop=st.sampled_from([0.0, 0.5, 0.7, 1.0]),
+)
+def test_revision_goes_on_in_each_chain_until_a_try_scores_enough_and_votes_with_all(
+    key: int, n: int, chains: int, stop: float
+) -> None:
+    world = ToyWorld(key)
+    ends: list[Node] = []
+    for chain in range(min(chains, n)):
+        node, ordinal = world.root, chain
+        for _ in range(len(range(chain, n, chains))):
+            node = world.grow(node, ordinal, "answer", None)
+            world.score(node)
+            ends.append(node)
+            ordinal = 0
+            if node.score >= stop:
+                break
+    sums: dict[int, float] = {}
+    for node in ends:
+        if node.answer is not None:
+            sums[node.answer] = sums.get(node.answer, 0.0) + node.score
+    got = play("revision", key, 4, n=n, chains=chains, inject=1, stop=stop)
+    assert (got.expansions, got.scores) == (len(ends), len(ends))
+    assert got.answer == (max(sums, key=lambda a: sums[a]) if sums else None)
+
+
+@given(key=KEYS, least=st.integers(1, 40), most=st.integers(1, 50), waits=st.integers(0, 3))
+def test_a_long_chain_waits_when_it_is_too_short_and_concludes_when_it_is_too_long(
+    key: int, least: int, most: int, waits: int
+) -> None:
+    world = ToyWorld(key)
+    node = world.grow(world.root, 0, "answer", most)
+    thought, answers, grown = node.tokens, [node.answer], 1
+    while node.done and len(answers) <= waits and thought < least and thought < most:
+        node = world.grow(node, 0, "answer", most - thought)
+        thought += node.tokens
+        answers.append(node.answer)
+        grown += 1
+    forced = not node.done
+    if forced:
+        answers[-1] = world.grow(node, 0, "conclude", None).answer
+        grown += 1
+    got = play("long_chain", key, 4, min_think=least, max_think=most, waits=waits)
+    known = [answer for answer in answers if answer is not None]
+    assert got.expansions == grown
+    assert got.answer == (known[-1] if known else None)
+    if known:
+        share = known.count(known[-1]) / (len(known) + 1)
+        assert got.signal == (share / 2 if forced else share)
+    assert got.makespan_tokens == got.tokens <= most + 2

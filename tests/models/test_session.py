@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.session import RESERVE_DIVISOR, SearchError, Session, Work, node_path
@@ -370,6 +371,7 @@ def test_a_cut_cancels_what_is_in_flight_and_frees_what_the_search_never_saw() -
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
+@settings(max_examples=25)
 @given(key=KEYS, budget=st.integers(1, 150), order=KEYS)
 def test_no_search_exceeds_its_budget_and_each_answers(
     case: tuple[str, dict[str, int]], key: int, budget: int, order: int
@@ -386,6 +388,63 @@ def test_no_search_exceeds_its_budget_and_each_answers(
     if session.cut_reason is None and case in IN_ORDER:
         assert session.answer.answer == free.answer.answer  # type: ignore[union-attr]
         assert session.tokens == free.tokens
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@settings(max_examples=25)
+@given(key=KEYS, most=st.integers(1, 12), budget=st.one_of(st.none(), st.integers(1, 150)))
+def test_no_search_grows_more_children_than_its_budget_and_each_answers(
+    case: tuple[str, dict[str, Any]], key: int, most: int, budget: int | None
+) -> None:
+    world = ToyWorld(key, answers=4)
+    session = Session(start(case, world), world, budget, most)
+    play(session)
+    assert len(world.grown) <= most
+    assert session.expansions <= most
+    assert session.answer is not None
+    if budget is None and (case[0] != "long_chain" or most > 1):  # it thinks, then it concludes
+        assert session.answer.answer is not None
+    free = Session(start(case, again := ToyWorld(key, answers=4)), again, budget)
+    play(free)
+    if session.cut_reason is None:
+        assert session.answer.answer == free.answer.answer  # type: ignore[union-attr]
+    else:
+        assert session.cut_reason == "expansions" or budget is not None
+
+
+def test_the_last_expansion_is_kept_for_the_one_that_finishes() -> None:
+    world = Line()
+    log: list[object] = []
+
+    def search() -> Search:
+        try:
+            nodes = (yield [Expand((world.root,), 5)]).nodes
+            log.append(len(nodes))
+            yield [Expand(nodes, 1)]
+        except Cut as cut:
+            log.append((cut.reason, cut.grace > 10**9))
+            (end,) = (yield [Expand((nodes[0],), 1, "answer")]).nodes
+            log.append(end.answer)
+        return NOTHING
+
+    session = Session(search(), world, max_expansions=4)
+    play(session)
+    assert log == [3, ("expansions", True), 7]
+    assert (session.expansions, session.cut_reason) == (4, "expansions")
+
+
+def test_what_is_injected_lengthens_the_path_and_not_the_bill() -> None:
+    world = Line()
+
+    def search() -> Search:
+        (first,) = (yield [Expand((world.root,), 1, "answer")]).nodes
+        (again,) = (yield [Expand((first,), 1, "answer", inject=3)]).nodes
+        assert (again.injected, again.tokens, again.path_tokens) == (3, 10, 5 + 10 + 3 + 10)
+        return NOTHING
+
+    session = Session(search(), world)
+    play(session)
+    assert (session.tokens, session.expansions) == (20, 2)
 
 
 @given(key=KEYS, budget=st.integers(1, 60))

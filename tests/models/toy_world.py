@@ -28,9 +28,12 @@ class ToyWorld:
         self.grown: list[Node] = []
 
     def grow(self, parent: Node, ordinal: int, until: Until, cap: int | None) -> Node:
-        assert not parent.done
         number = ordinal
         key, (level, left) = parent.key, parent.hidden
+        if parent.done:  # another try
+            level = left = 0
+        elif until == "conclude":
+            key, level, left = child_key(key, ordinal), self.depth, 2
         room = 10**9 if cap is None else cap
         assert room > 0
         tokens = 0
@@ -113,6 +116,16 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"simulations": 9, "expand": 2, "exploration": 1.0, "parallel": 3},
         {"simulations": 4, "expand": 3, "exploration": 0.0, "parallel": 1},
         {"simulations": 1, "expand": 1, "exploration": 9.0, "parallel": 5},
+    ],
+    "revision": [
+        {"n": 5, "chains": 2, "inject": 3, "stop": 0.7},
+        {"n": 3, "chains": 1, "inject": 1, "stop": 1.0},
+        {"n": 2, "chains": 4, "inject": 1, "stop": 0.0},
+    ],
+    "long_chain": [
+        {"min_think": 40, "max_think": 60, "waits": 3},
+        {"min_think": 1, "max_think": 6, "waits": 1},
+        {"min_think": 30, "max_think": 20, "waits": 9},
     ],
 }
 CASES = [(name, params) for name, many in SETTINGS.items() for params in many]

@@ -24,7 +24,15 @@ workload:
 tiers:
   only: {search: SEARCH, slo: {e2e_p95: 60s}}
 """
-SMALL = {"n": 4, "window": 2, "width": 2, "subtrees": 2, "expand": 2, "simulations": 6}
+SMALL = {
+    "n": 4,
+    "window": 2,
+    "width": 2,
+    "subtrees": 2,
+    "expand": 2,
+    "simulations": 6,
+    "min_think": 300,
+}
 
 
 @pytest.fixture(autouse=True)

@@ -31,6 +31,8 @@ SEARCHES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("rebase", {"n": 5}),
     ("tree_search", {"width": 2, "expand": 2, "max_children": 4}),
     ("mcts", {"simulations": 6, "expand": 2, "parallel": 2}),
+    ("revision", {"n": 5, "chains": 2, "stop": 0.8}),
+    ("long_chain", {"min_think": 600, "max_think": 1500, "waits": 3}),
 )
 IN_ORDER = [search for search in SEARCHES if ALGORITHMS[search[0]].in_order]
 PRESETS = ("chat", "math-500", "gsm8k", "code", "aime", "game-24", "thinking-r1")
@@ -139,7 +141,7 @@ def test_tight_hardware_changes_when_things_happen_but_not_the_tree(
     tokens: int, searches: int | None,
 ) -> None:  # fmt: skip
     algorithm, parameters = search
-    if algorithm == "dvts" or "aggregate" in parameters:
+    if algorithm in ("dvts", "revision") or "aggregate" in parameters:
         budget = None  # its paths do not wait for each other, and draw on the budget as they come
     model = {"preset": "math-500", "step_tokens": {"kind": "uniform", "low": 5, "high": 150}}
     engine = Settings(pages, 16, seqs, tokens, searches, sharing, fork)
