@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from scenarios import document
 from scenarios.errors import UserError
-from sim.store import GIVEN, MANIFEST, Stored, load
+from sim.store import GIVEN, MANIFEST, RESOLVED, Stored, load
 
 _NEEDED: Final = (
     "scenario", "seed", "verdict", "binding", "bounds", "tiers", "pools", "money", "warnings",
@@ -68,6 +68,22 @@ def head(folder: Path, name: str) -> dict[str, Any]:
     return {**_summary(place, name), "made": (place / MANIFEST).stat().st_mtime}
 
 
+def resolved(folder: Path, name: str) -> str:
+    """The resolved scenario of one run, as YAML. Raises UserError, OSError."""
+    return (_place(folder, name) / RESOLVED).read_text(encoding="utf-8")
+
+
+def but_for_load(text: str) -> str:
+    """A resolved scenario without what differs between loads: runs of one family have the same."""
+    found = document.read(text, RESOLVED).plain()
+    arrivals = found.get("workload", {}).get("arrivals", {})
+    for key in ("rate", "speed"):
+        arrivals.pop(key, None)
+    return json.dumps(
+        {k: v for k, v in found.items() if k not in ("name", "question")}, sort_keys=True
+    )
+
+
 def rename(folder: Path, name: str, new: str) -> None:
     """Give a run another name. Raises UserError for one that is taken or no plain name."""
     place = _place(folder, name)
@@ -103,7 +119,7 @@ def _summary(place: Path, name: str) -> dict[str, Any]:
     if lacks:
         raise UserError(
             f"Run {name!r} has no readable summary.json (it lacks {', '.join(lacks)}). Make it "
-            f"again: treeline run SCENARIO --out {place} --force"
+            f"again: treeline run SCENARIO --out runs/{name} --force"
         )
     return dict(summary)
 

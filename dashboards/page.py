@@ -101,7 +101,7 @@ def run(title: str = "") -> data.Run:
     try:
         found = read(folder, name)
     except (UserError, OSError) as error:
-        st.error(plain(error))
+        st.error(plain(str(error).replace(f"{folder}{os.sep}", "")))
         st.stop()
     origin(found)
     return found

@@ -1,6 +1,7 @@
 """Tables become charts: pure functions from columns to altair.Chart, few marks, units on every axis."""
 
 from dashboards.charts.base import PALETTE, POINTS, Chart
+from dashboards.charts.capacity import goodput
 from dashboards.charts.changes import changes
 from dashboards.charts.kv import kv_over_time, load_over_time, pages_by_tier
 from dashboards.charts.latency import (
@@ -11,7 +12,7 @@ from dashboards.charts.latency import (
     time_spent,
     where_time_goes,
 )
-from dashboards.charts.money import money
+from dashboards.charts.money import money, transfers, waterfall
 from dashboards.charts.quality import (
     accuracy_by_compute,
     by_difficulty,
@@ -29,6 +30,7 @@ __all__ = [
     "accuracy_by_compute",
     "by_difficulty",
     "changes",
+    "goodput",
     "joint",
     "kv_over_time",
     "latency_cdf",
@@ -39,5 +41,7 @@ __all__ = [
     "pages_by_tier",
     "reliability",
     "time_spent",
+    "transfers",
+    "waterfall",
     "where_time_goes",
 ]

@@ -46,3 +46,71 @@ def money(tiers: Sequence[Mapping[str, Any]]) -> Chart:
             "and margin.",
         )
     )
+
+
+def waterfall(tier: Mapping[str, Any]) -> Chart:
+    """From revenue to margin of one tier in USD, step by step: what is taken away and what is left."""
+    steps = [("revenue", float(tier["revenue_usd"]))]
+    steps += [
+        (word, -float(tier[key]))
+        for key, word in (
+            ("refund_usd", "refunds"),
+            ("credit_usd", "late credits"),
+            ("cost_usd", "GPU time"),
+            ("idle_usd", "share of idle"),
+        )
+    ]
+    values, level = [], 0.0
+    for word, usd in steps:
+        if math.isfinite(usd):
+            kind = "comes in" if word == "revenue" else "goes out"
+            values.append(
+                {"step": word, "from": level, "to": level + usd, "usd": usd, "kind": kind}
+            )
+            level += usd
+    kind = "margin" if level >= 0 else "loss"
+    values.append({"step": "margin", "from": 0.0, "to": level, "usd": level, "kind": kind})
+    kinds = ("comes in", "goes out", "margin", "loss")
+    bars = (
+        alt.Chart(inline(values))
+        .mark_bar()
+        .encode(
+            x=alt.X("from:Q", title="USD, of the measured queries", axis=few()),
+            x2="to:Q",
+            y=alt.Y("step:N", title=None, sort=None, axis=every()),
+            color=colour("kind", kinds, columns=4),
+            tooltip=["step:N", alt.Tooltip("usd:Q", title="USD", format="$,.4r")],
+        )
+    )
+    return bars.properties(
+        height=260, description="Revenue to margin of one tier, step by step, in USD."
+    )
+
+
+def transfers(groups: Sequence[Any]) -> Chart:
+    """Who pays for whom: each group's margin less what its queries would have at the mean, USD."""
+    sides = ("pays for others", "others pay for it")
+    values = [
+        {
+            "group": group.label,
+            "usd": group.transfer_usd,
+            "side": sides[0] if group.transfer_usd >= 0 else sides[1],
+            "n": group.n,
+        }
+        for group in groups
+        if math.isfinite(group.transfer_usd)
+    ][:MARKS]
+    return (
+        alt.Chart(inline(values))
+        .mark_bar()
+        .encode(
+            x=alt.X("usd:Q", title="USD that move, of the measured queries", axis=few()),
+            y=alt.Y("group:N", title=None, sort=None, axis=every()),
+            color=colour("side", sides),
+            tooltip=["group:N", "n:Q", alt.Tooltip("usd:Q", title="USD", format="$,.4r")],
+        )
+        .properties(
+            height=130 + 36 * len(values),
+            description="Cross-subsidy: groups right of nought pay for those left of it.",
+        )
+    )
