@@ -1,0 +1,217 @@
+"""Where operations run: one machine's kernels, dense operations, clock, memory and facts, behind one small interface."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from hw import cpu, cuda
+from hw.linear import Linear, numpy_linear, torch_linear
+from hw.ops import Kernels, Shape
+from hw.timing import Clock, GraphClock, WallClock
+
+# Of a GPU's memory, or of a computer's: what is left goes to weights, workspaces and other programs.
+_ARENA_FRACTION = {"cuda": 0.4, "cpu": 0.2}
+_ARENA_LIMIT = {"cuda": 64e9, "cpu": 1.5e9}
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One machine to measure: what runs its operations and how they are timed.
+
+    `cache_bytes`: its last-level cache; `arena_bytes`: what the profiler may fill with KV. `facts`: provenance.
+    `sense()`: clock in MHz, power in W, temperature in C now (NaN where it cannot be read). `kernels` compiles once a
+    shape. Errors in `exhausted` mean that memory ran out.
+    """
+
+    kind: Literal["cpu", "cuda"]
+    xp: Any
+    linear: Linear
+    clock: Clock
+    kernels: Callable[[Shape], Kernels]
+    cache_bytes: float
+    memory_bytes: float
+    arena_bytes: float
+    sense: Callable[[], tuple[float, float, float]]
+    exhausted: tuple[type[BaseException], ...] = (MemoryError,)
+    facts: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+def backend(kind: Literal["cpu", "cuda"]) -> Backend:
+    """This machine's CPU or its current NVIDIA GPU; raises hw.cuda.GpuError where a GPU or its packages are missing."""
+    return cpu_backend() if kind == "cpu" else cuda_backend()
+
+
+def cpu_backend(computes: cpu.Engine | None = None) -> Backend:
+    """This machine's CPU, through torch where it is installed, else NumPy."""
+    engine = computes or cpu.engine()
+    memory = (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8e9
+    )
+    facts: dict[str, Any] = {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "engine": engine,
+        "versions": _versions("numpy", *(["torch"] if engine == "torch" else [])),
+    }
+    if engine == "torch":
+        import torch
+
+        facts["threads"] = torch.get_num_threads()
+    made: dict[Shape, Kernels] = {}
+    return Backend(
+        "cpu",
+        np,
+        torch_linear() if engine == "torch" else numpy_linear(),
+        WallClock(),
+        lambda shape: made.setdefault(
+            shape, made.get(shape) or cpu.kernels(shape, computes=engine)
+        ),
+        cache_bytes=_cpu_cache(),
+        memory_bytes=float(memory),
+        arena_bytes=min(_ARENA_FRACTION["cpu"] * memory, _ARENA_LIMIT["cpu"]),
+        sense=lambda: (float("nan"),) * 3,
+        facts=facts,
+    )
+
+
+def cuda_backend() -> Backend:
+    """The current NVIDIA GPU, through CuPy and torch; raises hw.cuda.GpuError where one of the three is missing."""
+    arch = cuda.architecture()
+    cupy: Any = import_module("cupy")
+    try:
+        torch: Any = import_module("torch")
+    except ImportError as error:
+        raise cuda.GpuError(
+            f"matrix products need torch, which does not import here ({error}); install it: pip install torch"
+        ) from error
+    if not torch.cuda.is_available():
+        raise cuda.GpuError(
+            f"torch {torch.__version__} sees no GPU, CuPy does: install the torch build for your CUDA version"
+        )
+    stream = torch.cuda.Stream()
+
+    @contextmanager
+    def on() -> Iterator[None]:
+        with torch.cuda.stream(stream), cupy.cuda.ExternalStream(stream.cuda_stream):
+            yield
+
+    number = torch.cuda.current_device()
+    card = torch.cuda.get_device_properties(number)
+    free, total = torch.cuda.mem_get_info(number)
+    runtime = cupy.cuda.runtime
+    facts = {
+        "gpu": card.name,
+        "compute_capability": f"{card.major}.{card.minor}",
+        "arch": arch,
+        "multiprocessors": card.multi_processor_count,
+        "cuda_runtime": runtime.runtimeGetVersion(),
+        "cuda_driver": runtime.driverGetVersion(),
+        "nvrtc": ".".join(map(str, cupy.cuda.nvrtc.getVersion())),
+        "versions": _versions("numpy", "torch", "cupy-cuda13x", "triton"),
+        **_nvml_facts(number),
+    }
+    made: dict[Shape, Kernels] = {}
+    return Backend(
+        "cuda",
+        cupy,
+        torch_linear(),
+        GraphClock(torch, stream, on),
+        lambda shape: made.setdefault(shape, made.get(shape) or cuda.kernels(shape)),
+        cache_bytes=float(runtime.getDeviceProperties(number)["l2CacheSize"]),
+        memory_bytes=float(total),
+        arena_bytes=min(_ARENA_FRACTION["cuda"] * free, _ARENA_LIMIT["cuda"]),
+        sense=_nvml_sense(number),
+        exhausted=(MemoryError, cupy.cuda.memory.OutOfMemoryError, torch.cuda.OutOfMemoryError),
+        facts=facts,
+    )
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text("utf-8", "replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_cache() -> float:
+    """Bytes of the largest cache that the first core sees; 32 MB where the system does not say."""
+    found = [32e6]
+    for entry in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = entry.read_text("utf-8").strip()
+        found.append(float(text[:-1]) * {"K": 1024, "M": 1024**2}.get(text[-1:], 1))
+    return max(found[1:] or found)
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _nvml_facts(number: int) -> dict[str, Any]:
+    try:
+        import pynvml
+    except ImportError:
+        return {}
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(number)
+
+    def ask(question: Callable[[Any], Any]) -> Any:
+        try:
+            answer = question(handle)
+        except pynvml.NVMLError:
+            return None
+        return answer.decode() if isinstance(answer, bytes) else answer
+
+    ecc = ask(pynvml.nvmlDeviceGetEccMode)
+    found = {
+        "driver": ask(lambda _: pynvml.nvmlSystemGetDriverVersion()),
+        "vbios": ask(pynvml.nvmlDeviceGetVbiosVersion),
+        "ecc": None if ecc is None else bool(ecc[0]),
+        "power_limit_w": ask(lambda h: pynvml.nvmlDeviceGetEnforcedPowerLimit(h) / 1e3),
+        "sm_clock_limit_mhz": ask(
+            lambda h: pynvml.nvmlDeviceGetMaxClockInfo(h, pynvml.NVML_CLOCK_SM)
+        ),
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _nvml_sense(number: int) -> Callable[[], tuple[float, float, float]]:
+    nothing = (float("nan"),) * 3
+    try:
+        import pynvml
+    except ImportError:
+        return lambda: nothing
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(number)
+
+    def sense() -> tuple[float, float, float]:
+        try:
+            return (
+                float(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)),
+                pynvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
+                float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
+            )
+        except pynvml.NVMLError:
+            return nothing
+
+    return sense
