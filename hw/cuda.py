@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,24 +116,36 @@ def architecture() -> str:
 
 
 def launcher(shape: Shape) -> Launch:
-    """Compiles all kernels for the current GPU and returns what launches them on CuPy's current stream."""
+    """What launches the kernels on CuPy's current stream; each file is compiled when one of its kernels is first used.
+
+    A first launch may therefore not be inside the capture of a graph.
+    """
     cupy = _cupy()
-    arch = architecture()
+    options = (f"-arch={architecture()}", *shape.options())
+    shared_most = shared_bytes(shape)
     functions: dict[str, Any] = {}
-    for file in dict.fromkeys(KERNELS.values()):
-        options = (f"-arch={arch}", *shape.options())
-        module = cupy.RawModule(code=source(file), options=options, backend="nvrtc")
-        for name in (kernel for kernel, where in KERNELS.items() if where == file):
+
+    def function(name: str) -> Any:
+        if name not in functions:
+            module = cupy.RawModule(code=source(KERNELS[name]), options=options, backend="nvrtc")
             functions[name] = module.get_function(name)
-    for name, needed in shared_bytes(shape).items():
-        functions[name].max_dynamic_shared_size_bytes = needed
+            if name in shared_most:
+                functions[name].max_dynamic_shared_size_bytes = shared_most[name]
+        return functions[name]
 
     def launch(
         name: str, grid: tuple[int, ...], threads: int, shared: int, arguments: tuple[Any, ...]
     ) -> None:
-        functions[name](grid, (threads,), arguments, shared_mem=shared)
+        function(name)(grid, (threads,), arguments, shared_mem=shared)
 
     return launch
+
+
+def fingerprint() -> str:
+    """SHA-256 of all that the kernels are compiled from."""
+    return hashlib.sha256(
+        "\0".join(source(name) for name in sorted(set(KERNELS.values()))).encode()
+    ).hexdigest()
 
 
 def kernels(shape: Shape) -> Kernels:

@@ -16,6 +16,8 @@ from hw.reference import HEAD_DIM
 EPSILON = 1e-5
 """Of RMSNorm. Source: config.json of Llama-3.1 (rms_norm_eps), 2026-11-23."""
 
+_BLOCK = 1 << 18  # weights
+
 
 @dataclass(frozen=True, slots=True)
 class Linear:
@@ -99,6 +101,11 @@ def numpy_linear() -> Linear:
     def put(result: Any, out: Any) -> None:
         out[...] = stored(result, out.dtype)
 
+    def matmul(rows: Any, weights: Any, out: Any) -> None:
+        x, step = values(rows), max(1, _BLOCK // weights.shape[1])
+        for at in range(0, len(weights), step):  # widened in blocks that fit a cache
+            put(x @ values(weights[at : at + step]).T, out[:, at : at + step])
+
     def norm(rows: Any, residual: Any, weight: Any, out: Any) -> None:
         put(values(rows) + values(residual), rows)
         x = values(rows)
@@ -106,7 +113,7 @@ def numpy_linear() -> Linear:
 
     def gate(both: Any, out: Any) -> None:
         left, right = np.split(values(both), 2, -1)
-        put(left / (1 + np.exp(-left)) * right, out)
+        put(left / (1 + np.exp(np.minimum(-left, 80))) * right, out)
 
     def prefill(queries: Any, keys: Any, kept: Any, out: Any) -> None:
         (b, new, heads), (whole, hk) = queries.shape[:3], keys.shape[1:3]
@@ -124,7 +131,7 @@ def numpy_linear() -> Linear:
     return Linear(
         "numpy",
         tensor=lambda array: array,
-        matmul=lambda rows, weights, out: put(values(rows) @ values(weights).T, out),
+        matmul=matmul,
         norm=norm,
         gate=gate,
         embed=lambda table, tokens, out: copy(table[tokens], out),
