@@ -45,9 +45,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 profile_app = typer.Typer(
-    help="Measured operation times: import what others measured.",
     rich_markup_mode=None,
     no_args_is_help=True,
+    invoke_without_command=True,
+    subcommand_metavar="[import | show]",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(profile_app, name="profile")
@@ -74,13 +75,18 @@ def command(
     function: Callable[..., None], group: typer.Typer = app, name: str | None = None
 ) -> Callable[..., None]:
     """Register a command whose foreseeable errors end in a message and an exit code."""
+    return group.command(name)(_guarded(function))
 
+
+def _guarded(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def guarded(**given: Any) -> None:
-        from scenarios.errors import UserError
+        from scenarios.errors import MissingError, UserError
 
         try:
             function(**given)
+        except MissingError as error:
+            _refuse(error, as_json=given["as_json"], code=MISSING)
         except UserError as error:
             _refuse(error, as_json=given["as_json"])
         except ModuleNotFoundError as error:
@@ -91,7 +97,7 @@ def command(
                     raise typer.Exit(MISSING) from None
             raise
 
-    return group.command(name)(guarded)
+    return guarded
 
 
 @app.callback(invoke_without_command=True)
@@ -394,6 +400,82 @@ def catalog(
         console.print(catalogues.table(name))
 
 
+@profile_app.callback()
+@_guarded
+def profile(
+    ctx: typer.Context,
+    device: Annotated[
+        str | None, typer.Option("--device", "-d", metavar="cpu|cuda", help="What to measure.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A model of the catalogue; repeatable."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A coarse grid: about a minute.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="OP", help="Only this operation; repeatable.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The device's name in scenarios.")
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", metavar="PATH", help="Else profiles/NAME; two files."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was interrupted.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be measured, and how long.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what one expansion of a search tree costs on this machine, operation by operation.
+
+    Writes a profile that scenarios name: latency: {kind: profile, profile: PATH}. Ctrl-C keeps what
+    was measured.
+
+    \b
+    Example: treeline profile --device cpu --quick
+             treeline profile --device cuda --dry-run
+             treeline profile show profiles/cpu
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from dashboards.commands.profile import measured, outline_text, planned, request, text
+    from dashboards.terminal import as_json as to_json
+
+    flags = {"quick": quick, "name": name, "resume": resume, "force": force}
+    asked = request(device, model or [], only or [], out, **flags)
+    if dry_run:
+        found = planned(asked)
+        typer.echo(to_json(found) if as_json else outline_text(found))
+        return
+    found = measured(asked, quiet=quiet)
+    typer.echo(to_json(found) if as_json else text(found))
+    if not found["complete"]:
+        raise typer.Exit(130)
+
+
+@functools.partial(command, group=profile_app, name="show")
+def profile_show(
+    path: Annotated[str, typer.Argument(help="A profile, with or without its suffix.")],
+    as_json: Json = False,
+) -> None:
+    """Show what a profile holds, with its roofline as a picture in text.
+
+    \b
+    Example: treeline profile show profiles/cpu
+    """
+    from dashboards.commands.profile_show import read, show, text
+    from dashboards.terminal import as_json as to_json
+
+    found = read(path)
+    typer.echo(to_json(show(found)) if as_json else text(show(found), found))
+
+
 @functools.partial(command, group=profile_app, name="import")
 def profile_import(
     path: Annotated[
@@ -474,7 +556,7 @@ def _timeless(result: Result) -> Result:
     return replace(result, meta=kept)
 
 
-def _refuse(error: Exception, *, as_json: bool) -> NoReturn:
+def _refuse(error: Exception, *, as_json: bool, code: int = USAGE) -> NoReturn:
     """End with the message on stderr, and where JSON was asked for with a document on stdout too."""
     from dashboards.terminal import as_json as to_json
     from scenarios.errors import ScenarioError
@@ -484,7 +566,7 @@ def _refuse(error: Exception, *, as_json: bool) -> NoReturn:
         problems = error.problems if isinstance(error, ScenarioError) else ()
         listed = [{"where": str(p.where), "message": p.message, "hint": p.hint} for p in problems]
         typer.echo(to_json({"error": str(error), "problems": listed}))
-    raise typer.Exit(USAGE) from None
+    raise typer.Exit(code) from None
 
 
 def _install(extra: str, packages: str) -> str:

@@ -20,7 +20,7 @@ from hw.timing import Clock, GraphClock, WallClock
 
 # Of a GPU's memory, or of a computer's: what is left goes to weights, workspaces and other programs.
 _ARENA_FRACTION = {"cuda": 0.4, "cpu": 0.2}
-_ARENA_LIMIT = {"cuda": 64e9, "cpu": 1.5e9}
+ARENA_LIMIT = {"cuda": 64e9, "cpu": 1.5e9}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def cpu_backend(computes: cpu.Engine | None = None) -> Backend:
         ),
         cache_bytes=_cpu_cache(),
         memory_bytes=float(memory),
-        arena_bytes=min(_ARENA_FRACTION["cpu"] * memory, _ARENA_LIMIT["cpu"]),
+        arena_bytes=min(_ARENA_FRACTION["cpu"] * memory, ARENA_LIMIT["cpu"]),
         sense=lambda: (float("nan"),) * 3,
         facts=facts,
     )
@@ -130,7 +130,7 @@ def cuda_backend() -> Backend:
         lambda shape: made.setdefault(shape, made.get(shape) or cuda.kernels(shape)),
         cache_bytes=float(runtime.getDeviceProperties(number)["l2CacheSize"]),
         memory_bytes=float(total),
-        arena_bytes=min(_ARENA_FRACTION["cuda"] * free, _ARENA_LIMIT["cuda"]),
+        arena_bytes=min(_ARENA_FRACTION["cuda"] * free, ARENA_LIMIT["cuda"]),
         sense=_nvml_sense(number),
         exhausted=(MemoryError, cupy.cuda.memory.OutOfMemoryError, torch.cuda.OutOfMemoryError),
         facts=facts,

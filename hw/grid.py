@@ -160,15 +160,17 @@ def holdout(shape: Transformer, axes: Axes) -> Iterator[Point]:
     sequence.fast_forward(HOLDOUT_SEED % 4096)
     ops = ("prefix_attention", "suffix_attention", "attention", *LINEAR, "naive_attention",
            "prefill_attention", "fork_copy", "decode_step")  # fmt: skip
-    made = 0
-    while made < axes.holdout:
+    made: set[Point] = set()
+    while len(made) < axes.holdout:
         x, y, z = sequence.random(1)[0].tolist()
-        op = ops[made % len(ops)]
+        op = ops[len(made) % len(ops)]
         b, p = _between(axes.branches, x), _between(axes.prefix, y)
         s, m, new = _between(axes.suffix, z), _between(axes.m, x), _between(axes.new, z)
         point = Point(op, shape.name, axes.pages[0], holdout=True)
         if op in LINEAR:
-            point = replace(point, rows=m, page=0)
+            last = axes.branches[-1] if op == "lm_head" else axes.m[-1]
+            off = [n for n in range(1, last) if n not in axes.m]
+            point = replace(point, rows=off[int(np.abs(np.array(off) - m).argmin())], page=0)
         elif op == "prefix_attention":
             point = replace(point, branches=max(2, b), prefix=p, suffix=axes.pages[0])
         elif op == "suffix_attention":
@@ -184,8 +186,8 @@ def holdout(shape: Transformer, axes: Axes) -> Iterator[Point]:
             variant = "private_pages" if op == "naive_attention" else ""
             layers = min(shape.layers, axes.step_layers) if op == "decode_step" else 1
             point = replace(point, branches=b, prefix=p, suffix=s, variant=variant, layers=layers)
-        if fits(point, axes):
-            made += 1
+        if fits(point, axes) and point not in made:
+            made.add(point)
             yield point
 
 

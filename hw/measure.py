@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -82,9 +83,10 @@ def plan_of(request: Request, gpu: str = "") -> Plan:
 
 def check_place(request: Request) -> None:
     """Raises MeasureError where a profile or an interrupted run lies already and nothing was said about it."""
-    if request.force:
+    interrupted = request.journal.exists()
+    if request.force or (request.resume and interrupted):
         return
-    if request.journal.exists() and not request.resume:
+    if interrupted:
         raise MeasureError(
             f"{request.journal} holds an interrupted run: go on with --resume, or begin again with --force."
         )
@@ -125,11 +127,8 @@ def _target(request: Request, gpu: str) -> Device:
     if name is None and request.kind == "cpu":
         name = "cpu"
     if name is None:
-        cards = [
-            n for n in devices() if n.partition("-")[0] in gpu.lower().replace("-", " ").split()
-        ]
-        # Of the H100's kinds the catalogue holds one; a PCIe card is another device.
-        if len(cards) != 1 or "pcie" in gpu.lower():
+        cards = [card for card in devices() if _is(card, gpu)]
+        if len(cards) != 1:
             if not gpu:
                 return device("h200-sxm-141gb")
             raise MeasureError(
@@ -140,6 +139,15 @@ def _target(request: Request, gpu: str) -> Device:
     known = devices()
     # The roofs of a new device are measured first; the rest of the figures only shape the estimate.
     return known[name] if name in known else replace(known["h200-sxm-141gb"], name=name)
+
+
+def _is(card: str, gpu: str) -> bool:
+    """Whether the driver's name of a GPU is the catalogue's card: its words, its memory where told, not a PCIe card."""
+    words = gpu.lower().replace("-", " ").split()
+    *names, memory = card.split("-")
+    sizes = [word for word in words if re.fullmatch(r"\d+gb", word)]
+    named = all(word in words for word in names if word != "sxm")
+    return bool(names) and named and "pcie" not in words and sizes in ([], [memory])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -332,7 +332,9 @@ def _read_table(path: Path, content: bytes, rows: int) -> dict[str, Column]:
         file = pq.ParquetFile(pa.BufferReader(content))
         if not 0 <= file.metadata.num_rows <= _MAX_ROWS or file.metadata.num_rows != rows:
             raise ProfileError(f"{path}: {file.metadata.num_rows} rows, the sidecar says {rows}.")
-        table = file.read()
+        table = file.read(
+            use_threads=False
+        )  # small; a pool of threads can abort a short program's exit
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, ProfileError):
             raise

@@ -140,17 +140,21 @@ def measure(
 
 
 def ceilings(ready: Bench, budget: Budget) -> tuple[dict[str, float], dict[str, float]]:
-    """The device's own roofs (Device field names), and the least time of a launch in s, in a graph and on its own."""
+    """The device's own roofs (Device field names), and the time of a launch in s, in a graph and on its own.
+
+    A roof is the best that was seen of a dozen runs or more.
+    """
+    budget = replace(budget, least=12, most=max(12, budget.most))
     backend, linear = ready.backend, ready.backend.linear
     half = min(ready.arena.shape[0] // 2, (1 << 30) if backend.kind == "cuda" else (1 << 27))
     source, target = ready.take((half,)), backend.xp.empty(half, np.uint16)
     tensors = ready.tensors([source, target])
-    copied = backend.clock.time(lambda _: linear.copy(*tensors), 1, budget).median
-    read = backend.clock.time(lambda _: linear.read(tensors[0]), 1, budget).median
-    side = 8192 if backend.kind == "cuda" else 1024
+    copied = backend.clock.time(lambda _: linear.copy(*tensors), 1, budget).least
+    read = backend.clock.time(lambda _: linear.read(tensors[0]), 1, budget).least
+    side = min(8192 if backend.kind == "cuda" else 1024, math.isqrt(ready.arena.shape[0] // 2))
     a, b = (ready.take((side, side), i * side * side) for i in (0, 1))
     square = ready.tensors([a, b, backend.xp.empty((side, side), np.uint16)])
-    product = backend.clock.time(lambda _: linear.matmul(*square), 1, budget).median
+    product = backend.clock.time(lambda _: linear.matmul(*square), 1, budget).least
     little = ready.tensors([ready.take((128,)), backend.xp.empty(128, np.uint16)])
     gap = backend.clock.time(lambda _: linear.copy(*little), 32, budget).median
     begin = time.perf_counter()

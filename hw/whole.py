@@ -68,8 +68,9 @@ def decoder(
         at += aligned(size)
         return tensor(bench.take(size, at - aligned(size)))
 
+    norm = tensor(bench.take((shape.hidden,), at))
     built = [tuple(weights(name) for name in _LINEAR[1:]) for _ in range(layers)]
-    head, norm = weights("lm_head"), tensor(bench.take((shape.hidden,)))
+    head = weights("lm_head")
     heads = shape.heads + 2 * shape.kv_heads
     arrays = {
         name: bench.room((rows, width))
@@ -79,7 +80,7 @@ def decoder(
             ("gated", shape.ffn),
         )
     } | {"logits": bench.room((sampled, works["lm_head"].n))}  # fmt: skip
-    arrays["stream"][...] = bench.take(arrays["stream"].shape)
+    arrays["stream"][...] = bench.take(arrays["stream"].shape, at)
     room = {name: tensor(array) for name, array in arrays.items()}
     return Decoder(shape, built, head, norm, **room, arrays=arrays, end=at)
 
@@ -117,7 +118,8 @@ class _Step:
         one = pool_shape(self.k, self.pages)
         self.pools = bench.take((point.layers, *one))
         at = aligned(self.pools.shape)
-        self.table = bench.backend.linear.tensor(bench.take((shape.vocab, shape.hidden)))
+        # Behind the pools, which a step writes to; nothing else is written, so the rest may overlap.
+        self.table = bench.backend.linear.tensor(bench.take((shape.vocab, shape.hidden), at))
         self.model = decoder(bench, shape, point.layers, b, b, at)
         q, kv = shape.heads * HEAD_DIM, shape.kv_heads * HEAD_DIM
         self.cuts = (slice(0, q), slice(q, q + kv), slice(q + kv, q + 2 * kv))
@@ -173,7 +175,7 @@ def _expansion(bench: Bench, step: _Step, point: Point) -> Case:
     judge = decoder(
         bench, replace(shape, score_head=True), point.layers, b * new, b, step.model.end
     )
-    context = bench.take((2, b, tail + new, shape.kv_heads, HEAD_DIM))
+    context = bench.take((2, b, tail + new, shape.kv_heads, HEAD_DIM), aligned(step.pools.shape))
     keys, values = bench.tensors([context[0], context[1]])
     heads = (b, new, shape.heads, HEAD_DIM)
     q, out = (bench.room(heads) for _ in range(2))

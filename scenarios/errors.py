@@ -1,7 +1,8 @@
 """Errors that a person reads: what is wrong, where, which rule, and the way out.
 
 UserError                the whole message is str(error); exit code 2, never a traceback
- └── ScenarioError       every problem of one scenario at once, each with its place and source line
+ ├── ScenarioError       every problem of one scenario at once, each with its place and source line
+ └── MissingError        a GPU, or a package that only some commands need, is not here; exit code 4
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ class Problem:
 
 class UserError(Exception):
     """Something that the user can put right; `str(error)` is the whole message."""
+
+
+class MissingError(UserError):
+    """A GPU or an optional package that a command needs is not here; the message holds the way to it."""
 
 
 class ScenarioError(UserError):

@@ -1,0 +1,233 @@
+"""The profiler on a tiny model: every operation really runs, is checked, and whatever happens, nothing is lost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from hw import ops
+from hw.bench import bench, checked
+from hw.cases import case, tree
+from hw.device import device
+from hw.grid import Point
+from hw.measure import MeasureError, Request, check_place, main, plan_of
+from hw.profile import load, save
+from hw.profiler import JournalError, measure
+from tests.hw.tiny import AXES, model, on_cpu, on_twin, plan
+
+ENGINES = [
+    pytest.param(
+        "torch",
+        marks=pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed"),
+    ),
+    "numpy",
+]
+
+
+def silent(done: int, total: int, left_s: float, what: str) -> None:
+    """No progress."""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_operation_of_the_grid_is_measured_and_written_what_it_should(engine, tmp_path):
+    asked = plan()
+    told = []
+    found = measure(asked, on_cpu(engine), tell=lambda *given: told.append(given))
+    table = found.columns
+    assert set(table["op"]) == {point.op for point in asked.points}
+    assert set(table["status"]) == {"ok"}
+    assert len(table["op"]) == len(asked.points)
+    assert (table["t_us_p10"] <= table["t_us_median"]).all()
+    assert (table["samples"] >= 2).all()
+    assert set(found.ceilings) >= {"copy_bytes_per_s", "read_bytes_per_s", "gemm_flops_bf16"}
+    assert found.meta["complete"]
+    assert found.meta["drift"]["rounds"] == 3
+    assert told[-1][0] == told[-1][1] == len(asked.points)
+    save(found, tmp_path / "it")
+    assert load(tmp_path / "it").digest == found.digest
+
+
+def test_on_a_gpu_the_same_host_code_launches_every_kernel_once():
+    """One point of each operation on the twin of the launch interface, which checks grids and shared memory."""
+    bench_ = bench(on_twin(), device("h200-sxm-141gb"))
+    seen: set[str] = set()
+    for point in plan().points:
+        small = point.branches <= 2 and point.prefix <= 64 and point.page in (0, 16)
+        if point.op not in seen and small and not point.holdout:
+            seen.add(point.op)
+            assert checked(case(bench_, model(), point)) == "", point
+    assert seen == {point.op for point in plan().points}
+
+
+def test_an_interrupt_keeps_what_was_measured_and_a_resumed_run_measures_the_rest(tmp_path):
+    asked = plan(only=("qkv", "o", "down"))
+    journal = tmp_path / "p.part.jsonl"
+
+    def interrupt(done: int, total: int, left_s: float, what: str) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    first = measure(asked, on_cpu(), tell=interrupt, journal=journal)
+    assert not first.meta["complete"]
+    assert len(first.columns["op"]) == 2
+    with journal.open("a") as stream:
+        stream.write('{"op": "cut o')  # as a kill in the middle of a line leaves it
+    seen = []
+    second = measure(
+        asked,
+        on_cpu(),
+        tell=lambda done, total, left, what: seen.append(done),
+        journal=journal,
+        resume=True,
+    )
+    assert second.meta["complete"]
+    assert min(done for done in seen[1:]) == 2
+    assert len(second.columns["op"]) == len(asked.points)
+    before = dict(zip(first.columns["point_seed"], first.columns["t_us_median"], strict=True))
+    after = dict(zip(second.columns["point_seed"], second.columns["t_us_median"], strict=True))
+    assert before.items() <= after.items()
+    assert second.ceilings == first.ceilings
+
+
+def test_a_journal_of_another_plan_or_none_at_all_is_refused(tmp_path):
+    journal = tmp_path / "p.part.jsonl"
+    measure(plan(only=("o",)), on_cpu(), tell=silent, journal=journal)
+    with pytest.raises(JournalError, match="points of another plan"):
+        measure(plan(only=("qkv",)), on_cpu(), tell=silent, journal=journal, resume=True)
+    journal.write_text("not json\n")
+    with pytest.raises(JournalError, match="not the journal of a profile"):
+        measure(plan(only=("o",)), on_cpu(), tell=silent, journal=journal, resume=True)
+
+
+def test_a_point_too_big_for_memory_is_recorded_and_skipped():
+    found = measure(plan(only=("naive_attention",)), on_cpu(arena_bytes=5e5), tell=silent)
+    status = found.columns["status"]
+    skipped = [text for text in status.tolist() if text != "ok"]
+    assert 0 < len(skipped) < len(status)
+    assert all(text.startswith("skipped: needs") and "the arena holds" in text for text in skipped)
+
+
+def test_memory_that_runs_out_in_the_middle_is_recorded_and_the_run_goes_on():
+    on, calls = on_cpu(), 0
+
+    class Exhausted:
+        def time(self, run, units, budget, reset=None):
+            nonlocal calls
+            calls += 1
+            if calls == 6:  # the first point after the roofs
+                raise MemoryError("cannot allocate 7 GB")
+            return on.clock.time(run, units, budget, reset)
+
+    asked = replace(plan(only=("o", "qkv", "down")), sentinels=0)
+    found = measure(asked, replace(on, clock=Exhausted()), tell=silent)
+    status = found.columns["status"].tolist()
+    assert [text for text in status if text != "ok"] == ["out of memory: cannot allocate 7 GB"]
+
+
+def test_a_kernel_that_does_not_write_is_found_out():
+    on = on_cpu()
+
+    def kernels(shape: ops.Shape) -> ops.Kernels:
+        real = on.kernels(shape)
+
+        def launch(name, grid, threads, shared, arguments):
+            if name != "suffix_attention":
+                real.launch(name, grid, threads, shared, arguments)
+
+        return replace(real, launch=launch)
+
+    found = measure(
+        plan(only=("suffix_attention", "merge")), replace(on, kernels=kernels), tell=silent
+    )
+    status = dict(zip(found.columns["op"], found.columns["status"], strict=True))
+    assert status["merge"] == "ok"
+    assert status["suffix_attention"].startswith("wrong: output 0")
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_branches_share_the_full_pages_of_their_prefix_alone(private):
+    variant = "private_pages" if private else ""
+    tables, lengths, pages = tree(Point("attention", "tiny", 16, 4, 40, 10, variant=variant), 3)
+    assert (lengths == 50).all()
+    shared = 0 if private else 2
+    assert (tables[:, :shared] == tables[0, :shared]).all()
+    own = tables[:, shared:][tables[:, shared:] >= 0]
+    assert len(set(own.tolist())) == len(own) == 4 * (4 - shared)
+    assert pages == shared + len(own)
+
+
+def test_a_cold_cache_is_one_that_the_input_sets_overflow():
+    small = replace(on_cpu(), cache_bytes=1e3)
+    assert set(measure(plan(only=("qkv",)), small, tell=silent).columns["l2_state"]) == {"cold"}
+    large = replace(on_cpu(), cache_bytes=1e12)
+    assert set(measure(plan(only=("qkv",)), large, tell=silent).columns["l2_state"]) == {"warm"}
+
+
+def test_a_run_is_refused_where_a_profile_or_an_interrupted_run_lies(tmp_path):
+    asked = Request("cpu", out=tmp_path / "here.parquet")
+    check_place(asked)
+    asked.journal.write_text("")
+    with pytest.raises(MeasureError, match="--resume, or begin again with --force"):
+        check_place(asked)
+    (tmp_path / "here.parquet").write_text("")  # what the interrupted run had measured
+    check_place(replace(asked, resume=True))
+    asked.journal.unlink()
+    with pytest.raises(MeasureError, match="exists already"):
+        check_place(replace(asked, resume=True))
+    check_place(replace(asked, force=True))
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpu", "message"),
+    [
+        (Request("cpu", only=("qvk",)), "", "no operation 'qvk'; there are activation"),
+        (Request("cpu", models=("gpt-oss-120b",)), "", "dense models of head_dim 128"),
+        (Request("cuda"), "NVIDIA RTX 6000", "the catalogue holds no NVIDIA RTX 6000"),
+        (Request("cuda"), "NVIDIA H100 PCIe", "--name my-gpu"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_runs(asked, gpu, message):
+    with pytest.raises(MeasureError, match=message):
+        plan_of(asked, gpu)
+
+
+def test_a_gpu_is_told_by_its_name_and_a_new_one_gets_the_name_given():
+    assert plan_of(Request("cuda"), "NVIDIA H100 80GB HBM3").device.name == "h100-sxm-80gb"
+    assert plan_of(Request("cuda", name="mine"), "NVIDIA RTX 6000").device.name == "mine"
+
+
+def test_the_module_measures_without_the_rest_of_the_house(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hw.backend.ARENA_LIMIT", {"cpu": 5e7})
+    place = tmp_path / "it"
+    words = [
+        "--device",
+        "cpu",
+        "--quick",
+        "--model",
+        "qwen2.5-1.5b",
+        "--only",
+        "norm",
+        "--out",
+        str(place),
+    ]
+    assert main([*words, "--dry-run"]) == 0
+    assert not place.with_suffix(".parquet").exists()
+    assert main(words) == 0
+    assert "5 points" in capsys.readouterr().out
+    assert load(place).device == "cpu"
+    assert main(words) == 2
+    assert "exists already" in capsys.readouterr().err
+    side = place.with_suffix(".yaml").read_text()
+    for word in ("kernels_sha256", "collector_sha256", "plan_digest", "holdout_seed", "versions"):
+        assert word in side
+
+
+def test_holdout_rows_are_marked_and_no_fit_sees_them():
+    found = measure(plan(only=("qkv", "suffix_attention")), on_cpu(), tell=silent)
+    held = found.columns["is_holdout"] == 1
+    assert 0 < held.sum() < len(held)
+    assert len(found.rows("qkv")["m"]) == int(((found.columns["op"] == "qkv") & ~held).sum())
+    assert np.isin(found.rows("qkv")["m"], AXES.m).all()
