@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,11 @@ SOURCE = "NVIDIA aiconfigurator-core measured tables (Apache-2.0)"
 ENGINES = ("vllm", "sglang", "trtllm")
 SYSTEMS = {"h200-sxm-141gb": "h200_sxm", "h100-sxm-80gb": "h100_sxm", "b200-sxm-180gb": "b200_sxm",
            "a100-sxm-80gb": "a100_sxm", "l40s-48gb": "l40s"}  # fmt: skip
-# Rows between these knees follow from their neighbours. Source: the fit's error on the rows left out,
-# docs/cost-model.md.
-_M = (1, 2, 4, 8, 16, 17, 32, 33, 48, 64, 65, 96, 128, 129, 192, 256, 257, 512, 513, 768, 1024, 1025,
-      1536, 2048, 3072, 4096, 8192, 16384, 32768)  # fmt: skip
-_NARROW, _WIDE = 256, 16384  # narrower matrices are routers; wider ones behave like these
+# Rows that stay: padded batches up to 16 tokens and at the sizes of CUDA graphs, ragged ones at the probes one
+# past a tile, between which a step's time follows from its neighbours (error: docs/cost-model.md).
+_M = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192,
+      16384, 32768, 17, 33, 65, 129, 193, 257, 513, 769, 1025, 1281, 1537, 2049, 3073, 4097)  # fmt: skip
+_NARROW, _WIDE = 512, 16384  # narrower matrices are routers; wider ones behave like these
 _DTYPES = ("bfloat16", "fp8", "fp8_block")
 # (heads, KV heads, head size) of a device: GQA with groups of 4, 5, 8 (and 64 wide: gpt-oss), 16 (Qwen3-235B)
 # and 6 (MiniMax), split 1 to 8 ways. Groups of 7 lie between.
@@ -48,6 +49,7 @@ _HEADS = frozenset(
 # DeepSeek-V3/R1, Kimi-K2.5, Qwen3.5-397B, GLM-5. Source: their config.json, 2026-11-23.
 _MIXTURES = ((2880, 2880, 4, 128), (4096, 1536, 8, 128), (3072, 1536, 8, 256), (7168, 2048, 8, 256),
              (7168, 2048, 8, 384), (4096, 1024, 10, 512), (6144, 2048, 8, 256))  # fmt: skip
+_EXPERT_DTYPES = ("fp8", "fp8_block", "w4a16_mxfp4", "int4_wo")
 _ROUTING = "power_law_1.2"
 
 
@@ -101,20 +103,26 @@ def read_aiconfigurator(
     if not rows:
         raise ProfileError(f"{data} has no tables of {engine}.")
     named = ", ".join(f"{table} {found}" for table, found in sorted(used.items()))
-    try:
-        release = version("aiconfigurator-core")
-    except PackageNotFoundError:
-        release = "unpacked"
     return make_profile(
         device.name,
         "imported",
         f"measured by NVIDIA aiconfigurator with {engine} on {device.name} (imported)",
         rows,
         ceilings={},
-        meta={"source": SOURCE, "licence": "Apache-2.0", "as_of": "2026-11-23", "engine": engine,
-              "package": f"aiconfigurator-core {release}", "tables": named,
+        meta={"source": SOURCE, "licence": "Apache-2.0", "as_of": datetime.now(UTC).date().isoformat(), "engine": engine,
+              "package": f"aiconfigurator-core {_release(tables(path))}", "tables": named,
               "method": "3 warm-ups, mean of 6 graph replays, warm L2, locked clocks"},
     )  # fmt: skip
+
+
+def _release(systems: Path) -> str:
+    """The package's version, from its metadata beside it."""
+    for found in systems.parent.parent.glob("aiconfigurator_core-*.dist-info"):
+        return found.name.removesuffix(".dist-info").partition("-")[2]
+    try:
+        return version("aiconfigurator-core")
+    except PackageNotFoundError:
+        return "of unknown version"
 
 
 def _table(
@@ -165,21 +173,25 @@ def _attention(
         kernel, b, isl, step, heads, kv_heads, size, window, dtype, kv_dtype, ms = row
         wanted = every_row or (heads, kv_heads, size) in _HEADS
         if wanted and (window, dtype, kv_dtype) == (0, "bfloat16", "bfloat16"):
-            yield (f"{engine} {kernel}", b, isl, step, heads * size, kv_heads * size, 1e3 * ms)
+            named = {
+                "variant": f"{engine} {kernel}",
+                "model_shape": f"gqa/{heads}/{kv_heads}/{size}",
+            }
+            yield b, isl, step, heads * size, kv_heads * size, 1e3 * ms, named
 
 
 def _decode(
     data: Path, device: Device, engine: str, every_row: bool, used: dict[str, str]
 ) -> Iterator[Row]:
-    for variant, b, isl, step, n, k, us in _attention(data, engine, "generation", every_row, used):
-        yield decode_row(device, b, isl + step, n, k, us, variant=variant, dtype="bfloat16")
+    for b, isl, step, n, k, us, named in _attention(data, engine, "generation", every_row, used):
+        yield decode_row(device, b, isl + step, n, k, us, dtype="bfloat16", **named)
 
 
 def _prefill(
     data: Path, device: Device, engine: str, every_row: bool, used: dict[str, str]
 ) -> Iterator[Row]:
-    for variant, b, isl, step, n, k, us in _attention(data, engine, "context", every_row, used):
-        yield prefill_row(device, b, isl, step, n, k, us, variant=variant, dtype="bfloat16")
+    for b, isl, step, n, k, us, named in _attention(data, engine, "context", every_row, used):
+        yield prefill_row(device, b, isl, step, n, k, us, dtype="bfloat16", **named)
 
 
 def _latent(
@@ -192,8 +204,8 @@ def _latent(
     for kernel, b, isl, step, heads, dtype, ms in table:
         if dtype == "bfloat16":
             n, k = mla_widths(heads)
-            yield decode_row(device, b, isl + step, n, k, 1e3 * ms,
-                             variant=f"{engine} {kernel}", dtype="bfloat16")  # fmt: skip
+            yield decode_row(device, b, isl + step, n, k, 1e3 * ms, dtype="bfloat16",
+                             variant=f"{engine} {kernel}", model_shape=f"mla/{heads}")  # fmt: skip
 
 
 def _all_reduce(
@@ -220,7 +232,9 @@ def _experts(
         for row in _rows(file, names):
             kernel, dtype, m, hidden, inner, chosen, experts, tp, ep, routing, ms = row
             mixture = (hidden, inner, chosen, experts)
-            wanted = every_row or (mixture in _MIXTURES and tp * ep <= 8)
+            wanted = every_row or (
+                mixture in _MIXTURES and dtype in _EXPERT_DTYPES and tp * ep <= 8
+            )
             if routing == _ROUTING and wanted:
                 variant = f"{engine} {kernel}"
                 taken = experts_row(device, m, mixture, tp, ep, 1e3 * ms, dtype, variant)

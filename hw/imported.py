@@ -151,11 +151,16 @@ def _row(
 
 
 def _times(op: str, us: float, floor_s: float, moved: float, flop: float, **axes: Any) -> Row:
-    floor = max(1e6 * floor_s, 1e-6)
+    us, floor = _rounded(us), _rounded(max(1e6 * floor_s, 1e-6))
     row = {
         "op": op, "calls": 1, "t_us_median": us, "bytes_floor": moved, "flop": flop,
-        "floor_us": floor, "frac_floor": floor / us if us > 0 else 0.0, "status": "ok",
+        "floor_us": floor, "frac_floor": _rounded(floor / us) if us > 0 else 0.0, "status": "ok",
     } | axes  # fmt: skip
     if us <= 0:
         row["status"] = "no time"
     return row
+
+
+def _rounded(value: float) -> float:
+    """Six digits: no clock is better, and tables stay small."""
+    return float(f"{value:.6g}")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from hw.device import Device
-from hw.profile import ROOFLINE_LABEL, Profile, roofline
-from hw.transformer import Transformer, Work, linear_work
+from hw.profile import ROOFLINE_LABEL, Profile
+from hw.transformer import Transformer, linear_work
+from models.attention import Attention, attend, reached
+from models.measured import measured
+from models.operations import Operation, extras, operation
 
 # CUDA-graph capture sizes of vLLM with its default configuration: a decode batch is padded up to one.
 # Source: vLLM 0.19.0, resolved `cudagraph_capture_sizes`, 2026-08-20.
@@ -56,8 +56,9 @@ class StepCost:
     error: str | None = (
         None  # held-out error of the profile in words, None where nobody measured it
     )
-    expand_s: float = math.inf  # MLA: s to expand the latent of one context token for a chunk
-    expanded_s: float = 0.0  # MLA: s per (context token, chunk token) of the expanded form
+    chunk_s: Callable[[int], float] | None = (
+        None  # s per context token of a chunk, where it is known
+    )
     _memo: dict[tuple[int, int], float] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -84,12 +85,10 @@ class StepCost:
         return found
 
     def context_s(self, c: int) -> float:
-        """Seconds per context token of a prefill chunk of c tokens.
-
-        With latent attention a long chunk expands the latent to keys and values first, when cheaper.
-        """
-        read = self.kv_s * max(1.0, c / self.saturation)
-        return min(read, self.expand_s + self.expanded_s * c)
+        """Seconds per context token of a prefill chunk of c tokens."""
+        if self.chunk_s is not None:
+            return self.chunk_s(c)
+        return self.kv_s * max(1.0, c / self.saturation)
 
 
 def step_cost(
@@ -98,46 +97,52 @@ def step_cost(
     profile: Profile | None = None,
     tensor_parallel: int = 1,
 ) -> StepCost:
-    """The cost of a step of this model on this device: floors over what the profile says is reached.
+    """The cost of a step of this model on this device, learned from a profile; the roofline without one.
 
-    Without a profile, the roofline's own: every operation takes its floor. Each operation's time is
-    floor / utilisation at the profiled rows, between them it follows the floor (so it is monotone and
-    never below it), outside them utilisation is held. An operation that was not profiled takes its
-    floor. Raises LatencyError for a profile of another device, CatalogError for an impossible split.
+    Operations take the times of models.operations (exact where measured, a learned residual over the floor
+    elsewhere), attention those of models.attention; what nobody measured takes its floor and the gap between
+    kernels. Raises LatencyError for a profile of another device, CatalogError for an impossible split.
     """
-    if profile is None:
-        profile = roofline(device, shape, tensor_parallel)
-    if profile.device != device.name:
+    if profile is not None and profile.device != device.name:
         raise LatencyError(
             f"the profile was made on {profile.device}, the pool runs on {device.name}: name a "
             f"profile of {device.name}, or use `latency: {{kind: roofline}}`."
         )
-    ceilings: dict[str, Any] = dict(profile.ceilings)
+    if profile is not None and profile.source_kind == "roofline":
+        profile = None  # its times are the floors
+    ceilings: dict[str, Any] = dict(profile.ceilings) if profile else {}
     roofs = replace(device, **ceilings)
     works = linear_work(shape, tensor_parallel)
-    timed = tuple(_timed(work, roofs, profile) for work in works)
-    kernels = sum(w.calls for w in works) + _KERNELS_A_LAYER * shape.layers
-    layers = shape.layers - shape.windowed_layers
-    read_s = layers * shape.kv_layer_bytes(tensor_parallel) / roofs.copy_bytes_per_s
-    pair_s = layers * shape.attention_flops(tensor_parallel) / roofs.gemm_flops_bf16
-    # One branch that reads one token both moves and computes it; a floor counts the larger.
-    kv_s = max(read_s, pair_s) / _reached(profile, "suffix_attention")
-    pair_s = min(kv_s, pair_s / _reached(profile, "prefix_attention"))
-    expand_s, expanded_s = _expansion(shape, roofs, tensor_parallel)
+    known = measured(profile) if profile else None
+    attention = attend(known, roofs, shape, tensor_parallel)
+    timed = tuple(Operation(work, roofs) for work in works)
+    kernels = eager = sum(w.calls for w in works) + _KERNELS_A_LAYER * shape.layers
     copied = 2.0 * shape.kv_bytes_per_token(tensor_parallel) / roofs.copy_bytes_per_s
+    if known is not None:
+        timed = tuple(operation(known, roofs, work, shape, tensor_parallel) for work in works)
+        timed += extras(known, roofs, shape, tensor_parallel)
+        # A measured kernel's time holds its launch already.
+        unmeasured = sum(t.work.calls for t in timed if t.padded is None)
+        light = {"activation", "rotary"} - {t.work.name for t in timed}
+        attending = 0 if attention.decode else _KERNELS_A_LAYER - 1
+        kernels = unmeasured + shape.layers * (len(light) + attending)
+        copied /= reached(known, "fork_copy")
     return StepCost(
         step=_Step(
-            timed, roofs.launch_s * kernels, roofs.eager_launch_s * kernels, roofs.step_gap_s
+            timed,
+            roofs.launch_s * kernels,
+            roofs.eager_launch_s * eager,
+            roofs.step_gap_s,
+            attention,
         ),
-        kv_s=kv_s,
-        saturation=kv_s / pair_s,
-        copy_s=copied / _reached(profile, "fork_copy"),
+        kv_s=attention.kv_s,
+        saturation=attention.saturation,
+        copy_s=copied,
         gpus=tensor_parallel,
-        label=ROOFLINE_LABEL if profile.source_kind == "roofline" else profile.label,
-        source_kind=profile.source_kind,
-        error=profile.error,
-        expand_s=expand_s,
-        expanded_s=expanded_s,
+        label=profile.label if profile else ROOFLINE_LABEL,
+        source_kind=profile.source_kind if profile else "roofline",
+        error=profile.error if profile else None,
+        chunk_s=attention.context_s,
     )
 
 
@@ -200,92 +205,42 @@ class _Linear:
 
 
 @dataclass(frozen=True, slots=True)
-class _Timed:
-    """One operation's time over its rows: through the profiled points, shaped by the floor."""
-
-    work: Work
-    device: Device
-    rows: tuple[float, ...]
-    floors: tuple[float, ...]
-    times: tuple[float, ...]
-
-    def seconds(self, rows: int) -> float:
-        floor = self.work.floor_s(self.device, rows)
-        if not self.rows or rows <= 0:
-            return floor
-        i = bisect_left(self.rows, rows)
-        if i == 0:
-            return floor * self.times[0] / self.floors[0]
-        if i == len(self.rows):
-            return floor * self.times[-1] / self.floors[-1]
-        f0, f1, t0, t1 = self.floors[i - 1], self.floors[i], self.times[i - 1], self.times[i]
-        if f1 > f0:
-            share = (floor - f0) / (f1 - f0)
-        else:
-            share = (rows - self.rows[i - 1]) / (self.rows[i] - self.rows[i - 1])
-        return max(floor, t0 + share * (t1 - t0))
-
-
-def _timed(work: Work, device: Device, profile: Profile) -> _Timed:
-    points, reached = profile.utilisation(work.name, work.n, work.k)
-    floors = [work.floor_s(device, float(m)) for m in points]
-    times = [max(f, f / r) for f, r in zip(floors, reached, strict=True)]
-    running = np.maximum.accumulate(times).tolist() if times else []
-    return _Timed(work, device, tuple(map(float, points)), tuple(floors), tuple(running))
-
-
-@dataclass(frozen=True, slots=True)
 class _Step:
     """base_s of a model: its operations, and the cost of launching them, with or without a graph."""
 
-    timed: tuple[_Timed, ...]
-    graph_s: float  # gaps between the kernels of a replayed graph
+    timed: tuple[Operation, ...]
+    graph_s: (
+        float  # gaps between the kernels of a replayed graph, those of measured kernels left out
+    )
     eager_s: float  # launching every kernel on its own
     gap_s: float
+    attention: Attention
     _all: dict[int, float] = field(default_factory=dict, repr=False, compare=False)
+    _ragged: dict[int, float] = field(default_factory=dict, repr=False, compare=False)
     _head: dict[int, float] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(self, b: int, c: int) -> float:
         if c == 0 and b <= CAPTURE_SIZES[-1]:
             padded = CAPTURE_SIZES[bisect_left(CAPTURE_SIZES, b)]
-            return self._operations(padded, b) + self.graph_s + self.gap_s
+            attention = self.attention.decode_s(b)
+            return self._operations(padded, b) + attention + self.graph_s + self.gap_s
         # Launches run ahead of the kernels: the longer of the two counts. Prefill samples one more
         # token. A mixed step is never cheaper than its decode alone.
-        busy = self._operations(b + c, b + (1 if c else 0)) + self.graph_s
+        attention = self.attention.decode_s(b) + self.attention.chunk_fixed_s(c)
+        tokens, sampled = b + c, b + (1 if c else 0)
+        busy = self._operations(tokens, sampled, whole_tiles=not c) + attention + self.graph_s
         alone = self(b, 0) if b and c else 0.0
         return max(max(busy, self.eager_s) + self.gap_s, alone)
 
-    def _operations(self, tokens: int, sampled: int) -> float:
-        body = self._all.get(tokens)
+    def _operations(self, tokens: int, sampled: int, *, whole_tiles: bool = True) -> float:
+        known = self._all if whole_tiles else self._ragged
+        body = known.get(tokens)
         if body is None:
-            body = sum(t.seconds(tokens) for t in self.timed if not t.work.sampled)
-            self._all[tokens] = body
+            body = known[tokens] = sum(
+                t.seconds(tokens, whole_tiles=whole_tiles) for t in self.timed if not t.work.sampled
+            )
         head = self._head.get(sampled)
         if head is None:
             head = sum(t.seconds(sampled) for t in self.timed if t.work.sampled)
             self._head[sampled] = head
         return body + head
-
-
-def _reached(profile: Profile, op: str) -> float:
-    """The fraction of its floor that an operation reaches where it is largest; 1 if not profiled."""
-    rows = profile.rows(op)
-    if not len(rows["m"]):
-        return 1.0
-    largest = rows["floor_us"] >= 0.5 * rows["floor_us"].max()
-    return min(1.0, float(np.median(rows["frac_floor"][largest])))
-
-
-def _expansion(shape: Transformer, device: Device, split: int) -> tuple[float, float]:
-    """MLA's expanded form: s to expand one context token, s per (context token, chunk token).
-
-    Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1: keys of nope + rope, values of v for each head.
-    """
-    if not shape.kv_lora:
-        return math.inf, 0.0
-    layers, heads = shape.layers, shape.heads / split
-    expand = 2.0 * layers * heads * shape.kv_lora * (shape.qk_nope + shape.v_dim)
-    attend = 2.0 * layers * heads * (shape.qk_nope + shape.qk_rope + shape.v_dim)
-    rate = device.gemm_flops_bf16
-    moved = 2.0 * layers * heads * (shape.qk_nope + shape.qk_rope + shape.v_dim)
-    return expand / rate + 2 * moved / device.copy_bytes_per_s, attend / rate

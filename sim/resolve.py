@@ -15,6 +15,7 @@ from hw.device import CatalogError, Device, device, device_from
 from hw.profile import Profile, ProfileError
 from hw.profile import load as load_profile
 from hw.rates import hourly, watts
+from hw.shipped import default_profile, find_profile
 from hw.transformer import Transformer, from_config, transformer
 from models.controller import Plan, PlanError, plan
 from models.latency import CapacityError, LatencyError, StepCost, kv_pages, step_cost
@@ -265,17 +266,12 @@ def _profile(pool: Pool, chosen: Device) -> Profile | None:
     latency = pool.latency
     if latency.kind == "roofline":
         return None
-    shipped = Path(__file__).resolve().parent.parent / "hw" / "profiles"
-    name = latency.profile or chosen.name
-    path = Path(name) if "/" in name else shipped / name
-    if latency.kind == "auto" and not path.exists():
-        return None
-    if not path.exists():
-        raise ProfileError(
-            f"there is no profile {name!r}; shipped ones lie in hw/profiles, a path needs a slash, and "
-            "`latency: {kind: roofline}` needs none"
-        )
-    return load_profile(path)
+    if latency.profile is not None:
+        return load_profile(find_profile(latency.profile))
+    found = default_profile(chosen.name)
+    if found is None and latency.kind == "profile":
+        raise ProfileError(f"no profile of {chosen.name} ships: name one, or write kind: roofline")
+    return load_profile(found) if found is not None else None
 
 
 def _class(loaded: Loaded, name: str, item: QueryClass, judged: bool) -> ResolvedClass:

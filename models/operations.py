@@ -1,0 +1,263 @@
+"""Which measured rows speak for an operation of a step, and the curve that follows from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from hw.device import Device
+from hw.profile import Column
+from hw.transformer import BYTES, Transformer, Work
+from models.curves import (
+    LAUNCH_S,
+    Curve,
+    chosen,
+    nearest,
+    smooth_floor,
+    through,
+    transferred,
+)
+from models.measured import Measured, Table, per_call, where
+
+# Dtypes in which a profile may have measured what a shape calls by the other name, best first.
+_LIKE: Mapping[str, tuple[str, ...]] = {
+    "fp8": ("fp8", "fp8_block"),
+    "fp8_block": ("fp8_block", "fp8"),
+    "mxfp4": ("mxfp4", "w4a16_mxfp4", "int4_wo"),
+    "float16": ("float16", "bfloat16"),
+}
+# Light operations beyond those of linear_work that a profile may hold, with their calls a layer (0: one a step).
+EXTRA: Mapping[str, int] = {"activation": 1, "rotary": 1, "final_norm": 0, "add": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation of a step: its work, and its curves on whole tiles (padded) and on ragged rows.
+
+    Without curves (nobody measured anything like it) it takes its floor.
+    """
+
+    work: Work
+    device: Device
+    padded: Curve | None = None
+    ragged: Curve | None = None
+
+    def seconds(self, rows: float, *, whole_tiles: bool = True) -> float:
+        """Seconds of all its calls at `rows` rows."""
+        curve = self.padded if whole_tiles else self.ragged
+        return self.work.floor_s(self.device, rows) if curve is None else curve.seconds(rows)
+
+    def inside(self, rows: float) -> bool:
+        """Whether the rows lie between measured points of this very operation."""
+        return self.padded is not None and self.padded.exact and self.padded.inside(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Floor:
+    """The smooth floor of a linear operation: fixed bytes, and bytes and FLOP for each row."""
+
+    fixed: float
+    moved: float
+    flop: float
+    bandwidth: float
+    rate: float
+    calls: int
+
+    def __call__(self, rows: float) -> float:
+        moved = self.fixed + self.moved * rows
+        return smooth_floor(moved, self.flop * rows, self.bandwidth, self.rate, self.calls)
+
+
+@dataclass(frozen=True, slots=True)
+class _ExpertFloor:
+    """The smooth floor of a mixture: the weights of the distinct experts that the rows choose."""
+
+    work: Work
+    bandwidth: float
+    rate: float
+    layers: int
+
+    def __call__(self, rows: float) -> float:
+        moved, flop = self.work.weight_bytes(rows), self.work.flops_per_row * rows
+        return smooth_floor(moved, flop, self.bandwidth, self.rate, self.layers)
+
+
+def operation(
+    measured: Measured, device: Device, work: Work, shape: Transformer, split: int
+) -> Operation:
+    """The operation with what was measured of it; `device` holds the profile's own ceilings."""
+    kind = _experts if work.experts else _all_reduce if work.link else _matrix if work.n else _light
+    curves = [kind(measured, device, work, shape, split, tiles) for tiles in (True, False)]
+    return Operation(work, device, *curves)
+
+
+def extras(
+    measured: Measured, device: Device, shape: Transformer, split: int
+) -> tuple[Operation, ...]:
+    """Light operations that were measured and linear_work does not list."""
+    found = []
+    for name, calls in EXTRA.items():
+        rows = measured.rows(name)
+        if len(rows["m"]):
+            width = float(np.median(rows["bytes_floor"] / np.maximum(rows["m"], 1)))
+            times = calls * shape.layers or 1
+            work = Work(name, times, bytes_per_row=times * width)
+            found.append(operation(measured, device, work, shape, split))
+    return tuple(found)
+
+
+def _of_dtype(rows: Table, dtype: str) -> Table:
+    """The rows of the dtype, or of the nearest one that was measured; all where none is near."""
+    for name in _LIKE.get(dtype, (dtype,)):
+        keep = rows["dtype"] == name
+        if keep.any():
+            return where(rows, keep)
+    return rows
+
+
+def _matrix(
+    measured: Measured, device: Device, work: Work, shape: Transformer, split: int, tiles: bool
+) -> Curve | None:
+    del shape, split
+    rate = device.gemm_flops_fp8 if work.dtype.startswith("fp8") else device.gemm_flops_bf16
+    floor = _Floor(
+        work.fixed_bytes, 0.0, work.flops_per_row, device.copy_bytes_per_s, rate, work.calls
+    )
+    rows = _of_dtype(measured.products, work.dtype)
+    own = (rows["n"] == work.n) & (rows["k"] == work.k)
+    named = (rows["op"] == work.name) | (rows["op"] == "gemm")
+    if (own & (rows["op"] == work.name)).any():
+        own &= rows["op"] == work.name
+    found = matrix_residuals(
+        (float(work.n), float(work.k)), rows, own & named, device, tiles, work.calls
+    )
+    if found is None and named.any():
+        akin = where(rows, named)
+        akin = where(akin, chosen(akin["m"], whole_tiles=tiles))
+        found = nearest((float(work.n), float(work.k)), *residuals(akin, device, work.calls))
+    if found is None:
+        return None
+    points, logs = found
+    times = np.array([floor(m) for m in points]) * np.exp(logs)
+    exact = bool((own & named).any())
+    return through(
+        floor, points, times, exact=exact, source="measured" if exact else "nearby sizes"
+    )
+
+
+def matrix_residuals(
+    size: tuple[float, float], rows: Table, own: Column, device: Device, tiles: bool, calls: int = 1
+) -> tuple[Column, Column] | None:
+    """Rows m and log residuals of a matrix of `size` (n, k) from measured ones of its dtype.
+
+    `own` marks its own rows: they count as they are. At other m, and without rows of its own, those of
+    nearby sizes lend theirs, shifted as its own points ask. None without own rows and neighbours.
+    """
+    kind = chosen(rows["m"], whole_tiles=tiles)
+    others = where(rows, kind & ~own)
+    lent = None
+    if len(others["m"]):
+        lent = transferred(size, *residuals(others, device, calls))
+    if not own.any():
+        return lent
+    mine = where(rows, own)
+    mine = where(mine, chosen(mine["m"], whole_tiles=tiles))
+    _, m, logs = residuals(mine, device, calls)
+    points = np.unique(m)
+    known = np.array([np.median(logs[m == point]) for point in points])
+    if lent is None:
+        return points.astype(float), known
+    common, at, there = np.intersect1d(points, lent[0], return_indices=True)
+    if not len(common):
+        return points.astype(float), known
+    shift = known[at] - lent[1][there]
+    new = ~np.isin(lent[0], points) & (lent[0] >= points[0]) & (lent[0] <= points[-1])
+    filled = lent[1][new] + np.interp(np.log(lent[0][new]), np.log(common), shift)
+    order = np.argsort(np.concatenate([points, lent[0][new]]))
+    return (
+        np.concatenate([points, lent[0][new]]).astype(float)[order],
+        np.concatenate([known, filled])[order],
+    )
+
+
+def residuals(rows: Table, device: Device, calls: int = 1) -> tuple[Column, Column, Column]:
+    """Sizes (n, k), rows m and log(time / smooth floor) of measured matrix products."""
+    sizes = np.column_stack([rows["n"], rows["k"]]).astype(float)
+    return sizes, rows["m"], np.log(per_call(rows, calls) / smooth_floors(rows, device))
+
+
+def smooth_floors(rows: Table, device: Device) -> Column:
+    """Smooth floors of one call of measured matrix products, from their sizes and dtypes, s."""
+    size = rows["n"].astype(float) * rows["k"]
+    width = np.array([BYTES.get(str(name), 2.0) for name in rows["dtype"]])
+    found: Column = LAUNCH_S + np.hypot(
+        width * size / device.copy_bytes_per_s,
+        2.0 * rows["m"] * size / _rates(device, rows["dtype"]),
+    )
+    return found
+
+
+def _rates(device: Device, dtypes: Column) -> Column:
+    fp8 = np.char.startswith(dtypes.astype(str), "fp8")
+    return np.where(fp8, device.gemm_flops_fp8, device.gemm_flops_bf16)
+
+
+def _light(
+    measured: Measured, device: Device, work: Work, shape: Transformer, split: int, tiles: bool
+) -> Curve | None:
+    del shape, split, tiles
+    rows = measured.rows(work.name)
+    rows = where(rows, rows["m"] > 0)
+    if not len(rows["m"]):
+        return None
+    floor = _Floor(
+        work.fixed_bytes, work.bytes_per_row, work.flops_per_row, device.copy_bytes_per_s,
+        device.gemm_flops_bf16, work.calls,
+    )  # fmt: skip
+    return through(floor, rows["m"], work.calls * per_call(rows, work.calls), source=work.name)
+
+
+def _all_reduce(
+    measured: Measured, device: Device, work: Work, shape: Transformer, split: int, tiles: bool
+) -> Curve | None:
+    """Measured by message; a row of ours is one token's hidden state in bf16."""
+    del tiles
+    rows = measured.rows("all_reduce")
+    rows = where(rows, rows["splits"] == split)
+    if not len(rows["m"]):
+        return None
+    floor = _Floor(0.0, work.bytes_per_row, 0.0, device.link_bytes_per_s, math.inf, work.calls)
+    points = rows["m"] / (2.0 * shape.hidden)
+    return through(floor, points, work.calls * per_call(rows), source="all_reduce")
+
+
+def _experts(
+    measured: Measured, device: Device, work: Work, shape: Transformer, split: int, tiles: bool
+) -> Curve | None:
+    """A whole mixture layer; another mixture lends its utilisation."""
+    del split, tiles
+    rows = measured.rows("experts")
+    rows = where(_of_dtype(rows, work.dtype), _of_dtype(rows, work.dtype)["splits"] <= 1)
+    if not len(rows["m"]):
+        return None
+    layers = shape.layers - shape.dense_layers
+    rate = device.gemm_flops_fp8 if work.dtype.startswith("fp8") else device.gemm_flops_bf16
+    floor = _ExpertFloor(work, device.copy_bytes_per_s, rate, layers)
+    same = (rows["n"] == work.n) & (rows["k"] == work.k)
+    same &= (rows["P"] == work.top_k) & (rows["S"] == work.experts)
+    if same.any():
+        rows = where(rows, same)
+        return through(floor, rows["m"], layers * per_call(rows), source="experts")
+    one = LAUNCH_S + np.hypot(
+        rows["bytes_floor"] / device.copy_bytes_per_s, rows["flop"] / _rates(device, rows["dtype"])
+    )
+    sizes = np.column_stack(
+        [rows["n"] * 1.0, rows["k"] * 1.0, rows["S"] / np.maximum(rows["P"], 1)]
+    )
+    target = (float(work.n), float(work.k), work.experts / work.top_k)
+    points, residual = nearest(target, sizes, rows["m"], np.log(per_call(rows) / one))
+    times = np.array([floor(m) for m in points]) * np.exp(residual)
+    return through(floor, points, times, exact=False, source="experts of another mixture")
