@@ -28,7 +28,7 @@ EXTRAS: Final[Mapping[str, tuple[tuple[str, ...], str]]] = MappingProxyType(
         "dashboard": (("streamlit", "altair"), "streamlit altair"),
         "gpu": (("cupy", "pynvml"), "cupy-cuda13x torch nvidia-ml-py"),
         "torch": (("torch",), "torch"),
-        "aiconfigurator": (("aiconfigurator_core",), "--no-deps aiconfigurator-core"),
+        "aiconfigurator": (("aiconfigurator_core",), "aiconfigurator-core"),
         "cluster": (("dask", "distributed"), "dask distributed"),
     }
 )

@@ -59,4 +59,4 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     said = treeline_("aiconfigurator", "-d", "h200-sxm-141gb", "-o", "x")
     assert said.exit_code == treeline.MISSING
-    assert "install --no-deps aiconfigurator-core" in said.stderr
+    assert "install aiconfigurator-core" in said.stderr
