@@ -332,8 +332,13 @@ def dash(
 @command
 def price(
     what: Annotated[
-        str, typer.Argument(metavar="RUN|SCENARIO", help="A run directory, or a scenario to run.")
+        list[str],
+        typer.Argument(metavar="RUN|SCENARIO", help="A run directory, or a scenario to run."),
     ],
+    optimise: Annotated[
+        bool,
+        typer.Option("--optimise", help="Find the best menu; several runs are ways to play it."),
+    ] = False,
     set_: Set = None,
     replications: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="More of them narrow the intervals.")
@@ -352,18 +357,22 @@ def price(
     \b
     Example: treeline price runs/quickstart
              treeline price scenarios/quickstart.yaml --set pricing.calibration_queries=90
+             treeline price scenarios/flat-to-confidence.yaml --optimise
     """
     from dashboards.commands import price as pricing
     from dashboards.terminal import as_json as to_json
 
     options = list(set_ or ())
-    run = what if pricing.is_run(what) else None
     if replications is not None:
         options.append(f"replications={replications}")
-    loaded = None if run else _load(what, options)
-    found, refused = pricing.price(
-        loaded, run, options, workers=workers, quiet=quiet, as_json=as_json
-    )
+    runs = pricing.directories(what, optimise=optimise)
+    loaded = None if runs else _load(what[0], options)
+    known: dict[str, Any] = {"workers": workers, "quiet": quiet, "as_json": as_json}
+    refused = False
+    if optimise:
+        found = pricing.best_menu(loaded, runs, options, **known)
+    else:
+        found, refused = pricing.price(loaded, runs[0] if runs else None, options, **known)
     if as_json:
         typer.echo(to_json(found))
     if refused and fail_on_promise:

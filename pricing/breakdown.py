@@ -110,10 +110,24 @@ def split(table: Table, labels: NDArray[np.str_], overhead: float) -> tuple[Grou
     return tuple(found)
 
 
-def cross_subsidy(table: Table, labels: NDArray[np.str_], overhead: float) -> float:
-    """Share of the revenue that moves from groups that pay for others; NaN without revenue."""
-    revenue = float(table["charge_usd"].sum())
-    moved = sum(max(0.0, group.transfer_usd) for group in split(table, labels, overhead))
+def cross_subsidy(
+    table: Table,
+    labels: NDArray[np.str_],
+    overhead: float,
+    weight: NDArray[np.float64] | None = None,
+) -> float:
+    """Share of the revenue that moves from groups that pay for others; NaN without revenue.
+
+    A row counts `weight` times, once without.
+    """
+    times = np.ones(len(labels)) if weight is None else weight
+    revenue = float(times @ table["charge_usd"])
+    margins = times * (paid(table) - table["cost_usd"] * overhead)
+    typical = float(margins.sum()) / float(times.sum()) if times.any() else math.nan
+    moved = 0.0
+    for name in np.unique(labels):
+        rows = labels == name
+        moved += max(0.0, float(margins[rows].sum()) - float(times[rows].sum()) * typical)
     return moved / revenue if revenue > 0 else math.nan
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import logsumexp, ndtr
+from scipy.special import ndtr
 
 Floats = npt.NDArray[np.float64]
 
@@ -32,11 +32,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A tier as a client and its provider see it, per query offered to it.
+    """A tier as one segment's clients and the provider see it, per query offered to it.
 
     `coverage` is the share that is answered and sold, `precision` the share right of those,
-    `latency_s` the mean time to wait, `cost_usd` the GPU time of a query (idle time is sunk), `kept` the share
-    of the price that stays after refunds and credits, `gpu_s` the GPU-seconds it takes.
+    `latency_s` the mean time to wait, `cost_usd` and `gpu_s` what a query takes. A price of p brings
+    p x `units` after refunds and credits; one more wrong answer in a hundred sold takes 0.01 x p x
+    `at_risk` of it.
     """
 
     name: str
@@ -44,23 +45,29 @@ class Offer:
     precision: float
     latency_s: float
     cost_usd: float
-    kept: float = 1.0
     gpu_s: float = 0.0
+    units: float = 1.0
+    at_risk: float = 0.0
 
 
-def worth(segments: Sequence[Segment], offers: Sequence[Offer]) -> Floats:
-    """What a query offered to each tier is worth to each segment before it pays, USD, shape (S, K)."""
+def worth(segments: Sequence[Segment], offers: Sequence[Sequence[Offer]]) -> Floats:
+    """What a query offered to each tier is worth to each segment before it pays, USD, shape (S, K).
+
+    `offers` has a row a segment. -inf where a segment's queries cannot have a tier (coverage NaN).
+    """
     return np.array(
         [
-            [
-                o.coverage * (s.value * o.precision - s.harm * (1 - o.precision))
-                - s.wait * o.latency_s
-                for o in offers
-            ]
-            for s in segments
-        ],
-        dtype=np.float64,
-    ).reshape(len(segments), len(offers))
+            [_worth(segment, offer) for offer in row]
+            for segment, row in zip(segments, offers, strict=True)
+        ]
+    )
+
+
+def _worth(segment: Segment, offer: Offer) -> float:
+    if math.isnan(offer.coverage):
+        return -math.inf
+    each = segment.value * offer.precision - segment.harm * (1 - offer.precision)
+    return offer.coverage * each - segment.wait * offer.latency_s
 
 
 def choice(utility: Floats) -> Floats:
@@ -68,8 +75,9 @@ def choice(utility: Floats) -> Floats:
 
     Source: McFadden, Conditional logit analysis of qualitative choice behavior (1974).
     """
-    total = logsumexp(np.pad(utility, ((0, 0), (0, 1))), axis=1, keepdims=True)
-    return np.asarray(np.exp(utility - total))
+    top = np.maximum(utility.max(axis=1, keepdims=True, initial=0.0), 0.0)
+    odds = np.exp(utility - top)
+    return np.asarray(odds / (odds.sum(axis=1, keepdims=True) + np.exp(-top)))
 
 
 def surplus(utility: Floats, scale: Floats) -> Floats:
@@ -77,7 +85,9 @@ def surplus(utility: Floats, scale: Floats) -> Floats:
 
     Source: Small and Rosen, Econometrica 49 (1981), 105-130.
     """
-    return np.asarray(scale * logsumexp(np.pad(utility, ((0, 0), (0, 1))), axis=1))
+    top = np.maximum(utility.max(axis=1, initial=0.0), 0.0)
+    odds = np.exp(utility - top[:, None]).sum(axis=1) + np.exp(-top)
+    return np.asarray(scale * (top + np.log(odds)))
 
 
 def unravelling(

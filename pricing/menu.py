@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +19,13 @@ STARTS = 8  # of the search for prices: mixed segments have several local optima
 
 @dataclass(frozen=True, slots=True)
 class Menu:
-    """Prices and what they bring, per query that arrives.
+    """Prices and what they bring, USD per query that arrives.
 
-    `payments` is what a client pays for a query offered to each tier, in expectation and after refunds
-    and credits, USD; `prices` the price per sold answer that comes to it. `shares` has a row a segment
-    and a column a tier. `shadow_usd` is what one more GPU-second per arriving query would earn.
+    `prices` is in the unit of the offers (`Offer.units`). `shares` has a row a segment and a column a
+    tier; what is missing to 1 buys nothing. `shadow_usd` is what one more GPU-second per arriving query
+    would earn, 0 where the capacity does not bind.
     """
 
-    offers: tuple[Offer, ...]
-    payments: tuple[float, ...]
     prices: tuple[float, ...]
     shares: tuple[tuple[float, ...], ...]
     margin_usd: float
@@ -43,45 +41,42 @@ class Menu:
     def bought(self, segments: Sequence[Segment]) -> Floats:
         """Share of all arriving queries that each tier gets, shape (K,)."""
         weights = np.array([segment.share for segment in segments])
-        return np.asarray(weights @ np.array(self.shares))
+        return np.asarray(weights / weights.sum() @ np.array(self.shares))
 
 
 def best_prices(
     segments: Sequence[Segment],
-    offers: Sequence[Offer],
+    offers: Sequence[Sequence[Offer]],
     capacity: float | None = None,
     welfare: float = 0.0,
     starts: int = STARTS,
 ) -> Menu:
     """The prices that earn most: margin + `welfare` x clients' surplus, in USD per query that arrives.
 
-    `capacity` limits the GPU-seconds per arriving query. Searched by SLSQP from several starts, because
-    with several segments the profit is not concave. Raises ValueError without offers or segments.
+    `offers` has a row a segment, a column a tier. `capacity` limits the GPU-seconds per arriving query.
+    Searched by SLSQP from several starts, because with several segments the profit is not concave.
+    Raises ValueError without offers, or where a price would bring nothing at all.
     Source: Li and Huh, Manufacturing & Service Operations Management 13 (2011), 549-563; Li, Webster,
     Mason and Kempf, the same journal 21 (2019) on mixed logit.
     """
-    if not segments or not offers:
-        raise ValueError("a menu needs at least one segment and one offer")
     market = _market(segments, offers)
-    scale = float(np.mean(market.scale))
-    equal = market.cost + max(1.0, float(np.max(market.worth - market.cost)) / scale / 2) * scale
+    unit, cost = market.unit, market.mean_cost / market.mean_units
+    top = np.where(np.isfinite(market.worth), market.worth, 0.0).max(axis=0) / market.mean_units
     rng = np.random.default_rng(0)
-    tries = [equal, market.cost + scale, np.maximum(market.worth.max(axis=0), market.cost)]
-    spread = max(scale, float(np.ptp(market.worth)))
-    tries += [market.cost + rng.uniform(0, 2, len(offers)) * spread for _ in range(starts - 3)]
+    tries = [cost + unit, np.maximum(top, cost + unit), cost + 3 * unit, (cost + top) / 2 + unit]
+    reach = np.maximum(top - cost, 2 * unit)
+    tries += [cost + rng.uniform(0, 1, len(unit)) * reach for _ in range(starts - len(tries))]
     found = [_climb(market, start, capacity, welfare) for start in tries[:starts]]
     allowed = [item for item in found if _fits(market, item, capacity)] or found
     best = max(allowed, key=lambda at: market.objective(at, welfare))
-    return _menu(market, segments, offers, best, capacity, welfare)
+    return _menu(market, best, capacity, welfare)
 
 
 def at_prices(
-    segments: Sequence[Segment], offers: Sequence[Offer], prices: Sequence[float]
+    segments: Sequence[Segment], offers: Sequence[Sequence[Offer]], prices: Sequence[float]
 ) -> Menu:
-    """What given prices per sold answer bring, as `best_prices` reports it."""
-    market = _market(segments, offers)
-    payments = np.array([p * o.coverage * o.kept for p, o in zip(prices, offers, strict=True)])
-    return _menu(market, segments, offers, payments, None, 0.0)
+    """What given prices bring, as `best_prices` reports it."""
+    return _menu(_market(segments, offers), np.array(prices, dtype=np.float64), None, 0.0)
 
 
 def equal_markup(
@@ -126,57 +121,88 @@ def screening(tastes: Sequence[float], weights: Sequence[float]) -> tuple[Floats
 
 @dataclass(frozen=True, slots=True)
 class _Market:
-    """Arrays of one market: worth (S, K), weights and scale (S,), cost, GPU-seconds (K,)."""
+    """Arrays of one market, of shape (S, K) but for the segments' weight and scale (S,)."""
 
     worth: Floats
-    weight: Floats
-    scale: Floats
     cost: Floats
     gpu_s: Floats
+    units: Floats
+    weight: Floats
+    scale: Floats
 
-    def utility(self, payments: Floats) -> Floats:
-        return np.asarray((self.worth - payments[None, :]) / self.scale[:, None])
+    @property
+    def mean_units(self) -> Floats:
+        return np.asarray(self.weight @ self.units)
 
-    def objective(self, payments: Floats, welfare: float) -> float:
-        utility = self.utility(payments)
-        margin = self.weight @ (choice(utility) @ (payments - self.cost))
-        return float(margin + welfare * (self.weight @ surplus(utility, self.scale)))
+    @property
+    def mean_cost(self) -> Floats:
+        return np.asarray(self.weight @ self.cost)
 
-    def gradient(self, payments: Floats, welfare: float) -> Floats:
-        """Of `objective` by each payment, shape (K,)."""
-        share = choice(self.utility(payments))
-        gain = payments - self.cost
-        per_scale = self.weight / self.scale
-        mean = share @ gain
-        moved = share * (mean[:, None] - gain[None, :])
-        return np.asarray((1 - welfare) * (self.weight @ share) + per_scale @ moved)
+    @property
+    def unit(self) -> Floats:
+        """The price change of each tier that moves a typical client's odds by e, shape (K,)."""
+        return float(self.weight @ self.scale) / self.mean_units
 
-    def usage(self, payments: Floats) -> float:
-        return float(self.weight @ (choice(self.utility(payments)) @ self.gpu_s))
+    def shares(self, prices: Floats) -> Floats:
+        return choice((self.worth - self.units * prices) / self.scale[:, None])
 
-    def usage_gradient(self, payments: Floats) -> Floats:
-        share = choice(self.utility(payments))
-        mean = share @ self.gpu_s
-        moved = share * (mean[:, None] - self.gpu_s[None, :])
+    def objective(self, prices: Floats, welfare: float) -> float:
+        paid = self.units * prices
+        margin = self.weight @ (self.shares(prices) * (paid - self.cost)).sum(axis=1)
+        return float(margin) + (welfare * self.surplus(prices) if welfare else 0.0)
+
+    def surplus(self, prices: Floats) -> float:
+        utility = (self.worth - self.units * prices) / self.scale[:, None]
+        return float(self.weight @ surplus(utility, self.scale))
+
+    def gradient(self, prices: Floats, welfare: float) -> Floats:
+        """Of `objective` by each price, shape (K,)."""
+        gain = self.units * prices - self.cost
+        direct = (1 - welfare) * self.weight @ (self.units * self.shares(prices))
+        return np.asarray(direct + self._moved(prices, gain))
+
+    def usage(self, prices: Floats) -> float:
+        return float(self.weight @ (self.shares(prices) * self.gpu_s).sum(axis=1))
+
+    def usage_gradient(self, prices: Floats) -> Floats:
+        return self._moved(prices, self.gpu_s)
+
+    def _moved(self, prices: Floats, each: Floats) -> Floats:
+        """How the mean of `each` (S, K) over what is chosen moves with each price, shape (K,)."""
+        share = self.shares(prices)
+        typical = (share * each).sum(axis=1, keepdims=True)
+        moved = self.units * share * (typical - each)
         return np.asarray((self.weight / self.scale) @ moved)
 
 
-def _market(segments: Sequence[Segment], offers: Sequence[Offer]) -> _Market:
+def _market(segments: Sequence[Segment], offers: Sequence[Sequence[Offer]]) -> _Market:
+    if not segments or not offers or not offers[0]:
+        raise ValueError("a menu needs at least one segment and one offer")
     weight = np.array([segment.share for segment in segments])
-    return _Market(
-        worth(segments, offers),
+    value = worth(segments, offers)
+
+    def of(name: str) -> Floats:
+        found = np.array([[getattr(offer, name) for offer in row] for row in offers])
+        return np.where(np.isfinite(value), found, 0.0)
+
+    market = _Market(
+        value,
+        of("cost_usd"),
+        of("gpu_s"),
+        of("units"),
         weight / weight.sum(),
         np.array([segment.scale for segment in segments]),
-        np.array([offer.cost_usd for offer in offers]),
-        np.array([offer.gpu_s for offer in offers]),
     )
+    if (market.mean_units <= 0).any():
+        raise ValueError("an offer brings nothing at any price: refunds and credits eat it up")
+    return market
 
 
 def _climb(market: _Market, start: Floats, capacity: float | None, welfare: float) -> Floats:
     """SLSQP from one start, in units of the spread of tastes so that steps are of order one."""
     from scipy.optimize import minimize
 
-    unit = float(np.mean(market.scale))
+    unit, money = market.unit, float(market.weight @ market.scale)
     limits: list[dict[str, Any]] = []
     if capacity is not None:
         limit = max(capacity, 1e-12)
@@ -187,46 +213,34 @@ def _climb(market: _Market, start: Floats, capacity: float | None, welfare: floa
                 "jac": lambda x: -unit * market.usage_gradient(x * unit) / limit,
             }
         ]
-    value: Callable[[Floats], float] = lambda x: -market.objective(x * unit, welfare) / unit  # noqa: E731
-    slope: Callable[[Floats], Floats] = lambda x: -market.gradient(x * unit, welfare)  # noqa: E731
     done = minimize(
-        value,
+        lambda x: -market.objective(x * unit, welfare) / money,
         start / unit,
-        jac=slope,
+        jac=lambda x: -unit * market.gradient(x * unit, welfare) / money,
         method="SLSQP",
+        bounds=[(0.0, None)] * len(unit),
         constraints=limits,
-        options={"maxiter": 500, "ftol": 1e-13},
+        options={"maxiter": 300, "ftol": 1e-12},
     )
     return np.asarray(done.x * unit)
 
 
-def _fits(market: _Market, payments: Floats, capacity: float | None) -> bool:
-    return capacity is None or market.usage(payments) <= capacity * (1 + 1e-6)
+def _fits(market: _Market, prices: Floats, capacity: float | None) -> bool:
+    return capacity is None or market.usage(prices) <= capacity * (1 + 1e-6)
 
 
-def _menu(
-    market: _Market,
-    segments: Sequence[Segment],
-    offers: Sequence[Offer],
-    payments: Floats,
-    capacity: float | None,
-    welfare: float,
-) -> Menu:
-    utility = market.utility(payments)
-    kept = np.array([offer.coverage * offer.kept for offer in offers])
-    prices = np.divide(payments, kept, out=np.full_like(payments, np.inf), where=kept > 0)
-    used = market.usage(payments)
+def _menu(market: _Market, prices: Floats, capacity: float | None, welfare: float) -> Menu:
+    used = market.usage(prices)
     shadow = 0.0
     if capacity is not None and used > capacity * (1 - 1e-6):
-        slope = market.usage_gradient(payments)
-        shadow = max(0.0, float(market.gradient(payments, welfare) @ slope / (slope @ slope)))
+        slope = market.usage_gradient(prices)
+        steep = float(slope @ slope)
+        shadow = float(market.gradient(prices, welfare) @ slope) / steep if steep > 0 else 0.0
     return Menu(
-        tuple(offers),
-        tuple(payments.tolist()),
         tuple(prices.tolist()),
-        tuple(tuple(row) for row in choice(utility).tolist()),
-        market.objective(payments, 0.0),
-        float(market.weight @ surplus(utility, market.scale)),
+        tuple(tuple(row) for row in market.shares(prices).tolist()),
+        market.objective(prices, 0.0),
+        market.surplus(prices),
         used,
-        shadow,
+        max(0.0, shadow),
     )

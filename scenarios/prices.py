@@ -66,9 +66,13 @@ class Price(Strict):
 
 
 class Segment(Strict):
-    """Clients of one kind: what a right answer is worth to them, what a wrong one and waiting cost them."""
+    """Clients of one kind: what a right answer is worth to them, what a wrong one and waiting cost them.
+
+    They ask queries of every class unless `classes` names theirs; `scale` is the spread of tastes.
+    """
 
     share: Share = 1.0
+    classes: tuple[Name, ...] | None = None
     value: Usd
     harm: Usd = 0.0
     wait: UsdPerHour = 0.0

@@ -33,6 +33,12 @@ def check(data: Mapping[str, Any]) -> Iterator[Finding]:
     verifier = "verifier" in roles or not roles <= {"policy"}  # a misspelt role may be meant as one
     segments = _mapping(_mapping(data, "pricing"), "segments")
     yield from _shares(("pricing", "segments"), {n: _share(item) for n, item in segments.items()})
+    for name in segments:
+        own = _mapping(segments, name).get("classes")
+        for place, item in enumerate(own if isinstance(own, list) else []):
+            if item not in classes:
+                where = ("pricing", "segments", name, "classes", str(place))
+                yield where, f"there is no class {item!r}", nearest(item, classes)
     for name, tier in tiers.items():
         if isinstance(tier, dict):
             yield from _search(("tiers", name), tier, verifier)

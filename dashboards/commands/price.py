@@ -7,9 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dashboards.menus import optimised
 from dashboards.prices import price_list as shown
 from dashboards.report import jsonable
 from dashboards.terminal import near, plain, progress, stdout
+from pricing.offers import played as played_run
+from pricing.optimise import optimise
 from pricing.pricelist import PriceList, price_list
 from scenarios.errors import UserError
 from scenarios.loader import Loaded, loads
@@ -70,14 +73,59 @@ def played(loaded: Loaded | None, workers: int | None, quiet: bool) -> tuple[Res
     return job.resolved, result
 
 
-def is_run(what: str) -> bool:
-    """Whether an argument names a directory rather than a scenario file. Raises UserError for neither."""
-    place = Path(what)
-    if not place.exists() and place.suffix not in (".yaml", ".yml"):
-        folder = place.parent if place.parent.is_dir() else Path()
-        hint = near(place.name, [item.name for item in folder.iterdir()])
-        raise UserError(f"{plain(what)} is neither a run directory nor a scenario file.{hint}")
-    return place.is_dir()
+def best_menu(
+    loaded: Loaded | None,
+    directories: Sequence[str],
+    overrides: Sequence[str],
+    *,
+    workers: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> dict[str, Any]:
+    """Print the best menu for a scenario (each cell of a sweep a way to play it), or for finished runs of one.
+
+    A scenario that extends another is compared with that one too. Raises UserError as the parts do.
+    """
+    watch = partial(progress, quiet=quiet)
+    base = None
+    runs: list[tuple[str, Resolved, Result]] = []
+    if loaded is None:
+        runs = [(name, *stored(name, overrides)) for name in directories]
+    else:
+        bases: dict[str, Result] = {}
+        for job in jobs([loaded], force=True):
+            result, before = simulate(job, bases, watch, workers)
+            runs.append((job.label, job.resolved, result))
+            if before is not None and job.base is not None:
+                base = (job.base.scenario.name, job.base, before)
+    with watch(f"menus of {runs[0][1].scenario.name}") as tell:
+        found = optimise(
+            [played_run(*run) for run in runs], None if base is None else played_run(*base), tell
+        )
+    if not as_json:
+        stdout().print(optimised(found))
+    plainly = jsonable(found)
+    assert isinstance(plainly, dict)
+    return plainly
+
+
+def directories(what: Sequence[str], *, optimise: bool) -> tuple[str, ...]:
+    """The run directories among the arguments; empty for one scenario file.
+
+    Raises UserError for what is neither, and for several where one is meant.
+    """
+    for name in what:
+        place = Path(name)
+        if not place.exists() and place.suffix not in (".yaml", ".yml"):
+            folder = place.parent if place.parent.is_dir() else Path()
+            hint = near(place.name, [item.name for item in folder.iterdir()])
+            raise UserError(f"{plain(name)} is neither a run directory nor a scenario file.{hint}")
+    runs = tuple(name for name in what if Path(name).is_dir())
+    if len(what) > 1 and (not optimise or len(runs) < len(what)):
+        raise UserError(
+            "Name one run or one scenario; several runs only with --optimise, as ways to play one scenario."
+        )
+    return runs
 
 
 def document(found: PriceList) -> dict[str, Any]:

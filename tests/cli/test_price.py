@@ -112,3 +112,34 @@ def test_a_drift_adds_what_it_costs_until_it_is_seen(home: Path) -> None:
     assert not any(item["kept"] for item in found["promises"])
     shown = treeline_("price", str(home / "run"), "--quiet", *drift).stdout
     assert "What the drift of the verifier costs" in shown
+
+
+SEGMENTS = (
+    "pricing.segments={all: {value: 0.05 USD, harm: 0.05 USD, wait: 0.1 USD/h, scale: 0.01 USD}}"
+)
+
+
+def test_several_runs_are_ways_to_play_the_best_menu(home: Path) -> None:
+    wider = treeline_("run", str(home / "small.yaml"), "--set", "tiers.sure.search.n=8", "--workers",
+                      "1", "--quiet", "--out", str(home / "wider"))  # fmt: skip
+    assert wider.exit_code == 0
+    words = ("price", str(home / "run"), str(home / "wider"), "--optimise", "--quiet")
+    found = json.loads(treeline_(*words, "--json", "--set", SEGMENTS).stdout)
+    assert [regime["name"][:5] for regime in found["regimes"]] == ["today", "best "]
+    assert {item["label"] for item in found["regimes"][-1]["sold"]} <= {
+        str(home / "run"), str(home / "wider"),
+    }  # fmt: skip
+    shown = treeline_(*words, "--set", SEGMENTS).stdout
+    assert "Margin against what clients gain" in shown
+
+
+def test_the_best_menu_needs_to_know_who_buys(home: Path) -> None:
+    refused = treeline_("price", str(home / "run"), "--optimise", "--quiet")
+    assert refused.exit_code == 2
+    assert "add pricing: {segments: {all: {value: 0.05 USD" in refused.stderr
+
+
+def test_two_runs_without_optimise_are_refused(home: Path) -> None:
+    refused = treeline_("price", str(home / "run"), str(home / "run"))
+    assert refused.exit_code == 2
+    assert "several runs only with --optimise" in refused.stderr

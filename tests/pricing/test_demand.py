@@ -36,7 +36,7 @@ def test_when_clients_value_hard_queries_more_than_they_cost_a_flat_price_serves
 
 
 def test_demand_is_a_share_falls_with_its_price_and_surplus_is_its_integral() -> None:
-    value, scale = worth(SEGMENTS, OFFERS), np.array([s.scale for s in SEGMENTS])
+    value, scale = worth(SEGMENTS, [OFFERS] * 2), np.array([s.scale for s in SEGMENTS])
 
     def utility(price: np.ndarray) -> np.ndarray:
         return (value - price) / scale[:, None]
@@ -54,7 +54,7 @@ def test_demand_is_a_share_falls_with_its_price_and_surplus_is_its_integral() ->
 
 
 def test_a_wrong_answer_sold_as_right_costs_those_who_rely_on_it() -> None:
-    value = worth(SEGMENTS, OFFERS)
+    value = worth(SEGMENTS, [OFFERS] * 2)
     assert value[0, 0] == pytest.approx(0.02 * 0.7 - 1e-4 * 5)
     assert value[1, 0] == pytest.approx(0.10 * 0.7 - 0.3 * 0.3 - 1e-5 * 5)
     assert value[1, 1] > value[1, 0]

@@ -69,6 +69,8 @@ TEXTS: dict[str, tuple[str, tuple[str, ...]]] = {
         changed("slo: {e2e_p95: 20s}", "promise: {basis: score}"), ()),
     "segments that do not add up": (GOOD + "pricing: {segments: {a: {share: 50%, value: 0.1 USD, "
         "scale: 0.01 USD}, b: {share: 20%, value: 0.1 USD, scale: 0.01 USD}}}\n", ()),
+    "segment of a class that is not there": (GOOD + "pricing: {segments: {a: {classes: [chat, "
+        "maths], value: 0.1 USD, scale: 0.01 USD}}}\n", ()),
     "nan": (changed("replicas: 2", "replicas: .nan"), ()),
     "infinity": (changed("rate: 3/s", "rate: 1e999"), ()),
     "negative": (changed("rate: 3/s", "rate: -3/s"), ()),

@@ -18,7 +18,7 @@ FOLDER = Path(scenarios.__file__).parent
 FILES = sorted(FOLDER.glob("*.yaml"))
 NAMES = {
     "quickstart", "evening-peak", "no-sharing", "flat-best-of-n", "double-load",
-    "azure-conversation", "thinking-r1", "fixed-compute-plan",
+    "azure-conversation", "thinking-r1", "fixed-compute-plan", "flat-per-token", "flat-to-confidence",
 }  # fmt: skip
 
 
