@@ -25,7 +25,7 @@ REPORT, SUMMARY = "report.txt", "summary.json"
 # extra -> the modules it brings, and the names of the packages to install
 EXTRAS: Final[Mapping[str, tuple[tuple[str, ...], str]]] = MappingProxyType(
     {
-        "dashboard": (("streamlit", "altair"), "streamlit altair"),
+        "dashboard": (("streamlit", "altair", "vl_convert"), "streamlit altair vl-convert-python"),
         "gpu": (("cupy", "pynvml"), "cupy-cuda13x torch nvidia-ml-py"),
         "torch": (("torch",), "torch"),
         "aiconfigurator": (("aiconfigurator_core",), "aiconfigurator-core"),
@@ -296,6 +296,27 @@ def show(
 
 
 @command
+def report(
+    directory: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
+    html: Annotated[str, typer.Option("--html", metavar="FILE", help="The file to write.")],
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write a run as one HTML file with its pictures, to send to somebody; needs `dashboard`.
+
+    \b
+    Example: treeline report runs/quickstart --html quickstart.html
+    """
+    from dashboards.commands.html import write
+    from dashboards.terminal import as_json as to_json
+    from dashboards.terminal import plain
+
+    written = write(directory, html, force=force)
+    text = f"Wrote {plain(str(written))}, {written.stat().st_size // 1000:,} kB. It needs nothing else."
+    typer.echo(to_json({"written": str(written)}) if as_json else text)
+
+
+@command
 def dash(
     runs: Annotated[str, typer.Argument(help="The folder of run directories.")] = "runs",
     port: Annotated[
@@ -531,8 +552,10 @@ def _report(
     job: Job, result: Result, base: Result | None, options: list[str], *, force: bool, silent: bool
 ) -> dict[str, Any]:
     """Price, compare, save and print one run; returns its summary. Raises UserError when unwritable."""
+    import os
+
     from dashboards.report import report, summary, to_text
-    from dashboards.terminal import as_json, program, quoted, stdout
+    from dashboards.terminal import WIDTH, as_json, program, quoted, stdout
     from pricing.contract import price
     from sim.compare import compare
     from sim.store import save
@@ -552,8 +575,14 @@ def _report(
         SUMMARY: as_json(summary(*known)) + "\n",
     }
     save(priced.result, loaded, job.place, force=force, reports=texts)
-    if not silent:
-        stdout().print(report(*known, job.place, " ".join([program(), *words])))
+    if silent:
+        return document
+    again = " ".join([program(), *words])
+    if sys.stdout.isatty():
+        stdout().print(report(*known, job.place, again))
+    else:
+        width = int(os.environ.get("COLUMNS", "") or WIDTH)
+        typer.echo(to_text(*known, job.place, again, width), nl=False)
     return document
 
 
