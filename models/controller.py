@@ -19,6 +19,8 @@ _BUDGETS: Final[Mapping[str, Parameter]] = MappingProxyType(
     {
         "max_tokens": Parameter(1, "tokens generated for one query", 1, math.inf),
         "max_expansions": Parameter(1, "children grown for one query", 1, math.inf),
+        "deadline_s": Parameter(1.0, "seconds from arrival to answer", 1e-6, math.inf),
+        "max_gpu_s": Parameter(1.0, "GPU-seconds spent on one query", 1e-9, math.inf),
     }
 )
 
@@ -35,6 +37,8 @@ class Plan:
     params: Mapping[str, Any] = field(default_factory=dict, hash=False)
     max_tokens: int | None = None  # budget of generated tokens for the whole search
     max_expansions: int | None = None  # budget of children grown for the whole search
+    deadline_s: float | None = None  # from the query's arrival to its answer
+    max_gpu_s: float | None = None  # budget of GPU-seconds, policy and verifier together
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,8 @@ def plan(
     algorithm: str,
     max_tokens: int | None = None,
     max_expansions: int | None = None,
+    deadline_s: float | None = None,
+    max_gpu_s: float | None = None,
     **params: Value | None,
 ) -> Plan:
     """Return a plan with every parameter of the algorithm; one that is None gets its default.
@@ -97,15 +103,15 @@ def plan(
         )
         for name in known
     }
-    given_limits = {"max_tokens": max_tokens, "max_expansions": max_expansions}
-    for name, limit in given_limits.items():
+    budgets = (max_tokens, max_expansions, deadline_s, max_gpu_s)
+    for (name, parameter), limit in zip(_BUDGETS.items(), budgets, strict=True):
         if limit is not None:
-            _checked(f"search {algorithm}: {name}", limit, _BUDGETS[name])
-    return Plan(algorithm, chosen, max_tokens, max_expansions)
+            _checked(f"search {algorithm}: {name}", limit, parameter)
+    return Plan(algorithm, chosen, *budgets)
 
 
 def search_for(chosen: Plan, tree: Tree) -> Search:
-    """Start the chosen search on `tree`; the plan's budgets go to the Session."""
+    """Start the chosen search on `tree`; the plan's budgets are the driver's."""
     return ALGORITHMS[chosen.algorithm].function(tree, **chosen.params)
 
 

@@ -197,6 +197,8 @@ class Search(Strict):
     waits: Annotated[int, Field(strict=True, ge=0, le=1000)] | None = None
     max_tokens: WholeTokens | None = None
     max_expansions: Whole | None = None
+    deadline_s: Annotated[Seconds, Field(gt=0)] | None = Field(default=None, alias="deadline")
+    max_gpu_s: Annotated[Seconds, Field(gt=0)] | None = Field(default=None, alias="max_gpu_time")
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -205,9 +207,16 @@ class Search(Strict):
         return {name: value for name, value in given.items() if value is not None}
 
 
-BUDGETS: Final = ("max_tokens", "max_expansions")  # what any search may be limited by
+BUDGETS: Final = (
+    "max_tokens",
+    "max_expansions",
+    "deadline",
+    "max_gpu_time",
+)  # what any search may be limited by
 PARAMETERS: Final = tuple(
-    name for name in Search.model_fields if name != "algorithm" and name not in BUDGETS
+    name
+    for name, field in Search.model_fields.items()
+    if name != "algorithm" and (field.alias or name) not in BUDGETS
 )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 from models.session import Session, Work, World
 from models.tree import Node, Search
-from sim.kv import KvNode
+from sim.kv import DONE, KvNode
 from sim.replica import Replica
 
 Prefix = tuple[tuple[Any, int], ...]
@@ -40,7 +40,8 @@ class Thinking:
     __slots__ = (
         "row", "session", "world", "replica", "judge", "prefix", "arrival_s", "first_token_s",
         "scheduled_s", "finish_s", "answer_start_s", "verify_s", "root", "judge_root", "growing", "keep", "spent", "difficulty",
-        "streams", "_scoring_since", "policy_s", "judge_s", "preemptions", "peak_pages",
+        "streams", "_scoring_since", "policy_s", "judge_s", "preemptions", "peak_pages", "stopped",
+        "unfinished_tokens",
     )  # fmt: skip
 
     def __init__(
@@ -81,9 +82,15 @@ class Thinking:
         self.judge_s = 0.0
         self.preemptions = 0
         self.peak_pages = 0
+        self.stopped: list[
+            KvNode
+        ] = []  # branches that were cancelled, until their tokens are counted
+        self.unfinished_tokens = 0  # that those had generated
 
     def start(self) -> None:
         """Register with the replica and issue the first work."""
+        if self.root is not None:
+            return
         root = self.world.root
         self.root = self.replica.prompt(root.tokens, self.prefix, self)
         root.kv = self.root
@@ -129,8 +136,7 @@ class Thinking:
         session = self.session
         replica = self.replica
         if session.cancelled:
-            for work in session.cancelled:
-                self._cancel(work)
+            self._cancel(session.cancelled)
             session.cancelled.clear()
         if session.answer is not None:
             self._finish()
@@ -162,7 +168,10 @@ class Thinking:
         for parent, siblings in _by_parent(works):
             assert parent is not None
             specs = [(work.node.tokens, work) for work in siblings]
-            for work, kv in zip(siblings, batch.branches(parent.kv, specs), strict=True):
+            above, injected = parent.kv, siblings[0].node.injected
+            if injected:
+                above = batch.given(above, injected)
+            for work, kv in zip(siblings, batch.branches(above, specs), strict=True):
                 work.node.kv = kv
 
     def _score(self, works: list[Work]) -> None:
@@ -175,7 +184,7 @@ class Thinking:
                     batch.prefill(self._judged(work.node), work)
                 continue
             above = parent.verifier_kv or self._judged(parent)
-            specs = [(work.node.tokens, work) for work in fresh]
+            specs = [(work.node.tokens + work.node.injected, work) for work in fresh]
             for work, kv in zip(fresh, batch.judge(above, specs), strict=True):
                 work.node.verifier_kv = kv
 
@@ -188,14 +197,31 @@ class Thinking:
                 node.verifier_kv = self.judge_root
             else:
                 above = node.parent.verifier_kv or self._judged(node.parent)
-                node.verifier_kv = self.judge.batch.given(above, node.tokens)
+                node.verifier_kv = self.judge.batch.given(above, node.tokens + node.injected)
         kv: KvNode = node.verifier_kv
         return kv
 
-    def _cancel(self, work: Work) -> None:
-        if work.kind == "grow":
-            self.growing -= 1
-            self._drop([work.node])
+    def cut(self, reason: str, grace: int) -> None:
+        """Stop the search, with `grace` tokens left to finish an answer, unless it is over."""
+        if self.spent is None:
+            self.start()
+            self._issue(self.session.cut(reason, grace))
+
+    def _cancel(self, works: list[Work]) -> None:
+        nodes = [work.node for work in works if work.kind == "grow"]
+        self.growing -= len(nodes)
+        for node in nodes:
+            if node.kv is not None and node.kv.state == DONE:  # it ended with this very tick
+                self.unfinished_tokens += node.tokens
+            elif node.kv is not None:
+                self.stopped.append(node.kv)
+        self._drop(nodes)
+        if self.stopped:
+            self.replica.do(self._count_stopped)
+
+    def _count_stopped(self) -> None:
+        self.unfinished_tokens += sum(kv.written for kv in self.stopped)
+        self.stopped.clear()
 
     def _drop(self, nodes: list[Node]) -> None:
         self.replica.drop([node.kv for node in nodes if node.kv is not None])
@@ -254,7 +280,10 @@ class Thinking:
             if not query.gone:
                 self.judge.batch.charge(query)
             self.judge_s = query.gpu_s
-        return self.spent if self.spent is not None else self._sum_up()
+        spent = self.spent if self.spent is not None else self._sum_up()
+        if self.unfinished_tokens:
+            spent = replace(spent, tokens=spent.tokens + self.unfinished_tokens)
+        return spent
 
 
 def _by_parent(works: list[Work]) -> Iterator[tuple[Node | None, list[Work]]]:

@@ -52,6 +52,13 @@ class Replica:
         self._pending: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._acting = False
 
+    @property
+    def tick_s(self) -> float:
+        """How long a tick takes now: of the stretch under way, else of one branch alone."""
+        if self._stretch is None:
+            return self.batch.cost.base_s(1, 0)
+        return self._stretch.first_s
+
     # -- what queries ask for ------------------------------------------------------------------------
 
     def prompt(

@@ -21,6 +21,7 @@ from models.tree import Tree
 from scenarios.errors import UserError
 from sim.fleet import Fleet
 from sim.kv import DoesNotFitError
+from sim.limits import watch
 from sim.query import Thinking
 from sim.records import Recorder, Result
 from sim.replica import Replica
@@ -163,6 +164,8 @@ def _arrivals(
     block = resolved.policy.settings.block_size
     room = resolved.policy.settings.num_gpu_blocks * block
     streams = [chosen.algorithm == "direct" for chosen in plans]
+    gpus = resolved.policy.cost.gpus
+    judge_gpus = resolved.judge.cost.gpus if resolved.judge is not None else 0
     columns = zip(
         demand.arrival_s.tolist(),
         demand.class_index.tolist(),
@@ -196,6 +199,8 @@ def _arrivals(
         )
         thinking.append(query)
         replica.do(query.start)
+        if chosen.deadline_s is not None or chosen.max_gpu_s is not None:
+            watch(query, chosen, gpus, judge_gpus)
 
 
 def _chain(pieces: Any, tokens: int, block: int) -> tuple[tuple[Any, int], ...]:

@@ -167,6 +167,8 @@ def _plan(loaded: Loaded, name: str, tier: Tier) -> Plan:
             search.algorithm,
             min(known) if known else None,
             search.max_expansions,
+            search.deadline_s,
+            search.max_gpu_s,
             **search.parameters,
         )
     except PlanError as error:

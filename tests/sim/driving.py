@@ -14,6 +14,7 @@ from models.session import node_path
 from models.tree import Node, Tree
 from models.verifier import verifier_model
 from sim.batch import Batch, Settings
+from sim.limits import watch
 from sim.query import Prefix, Thinking
 from sim.replica import Replica
 
@@ -100,10 +101,12 @@ class House:
                 prefix,
                 max_tokens,
                 algorithm == "direct",
+                chosen.max_expansions,
             )
             query.keep = True
             self.queries.append(query)
             self.replica.do(query.start)
+            watch(query, chosen, 1, 1)
 
         self.env.timeout(at_s).callbacks.append(arrive)
 

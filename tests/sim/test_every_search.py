@@ -7,9 +7,11 @@ import pytest
 import sim.replication
 from models.search import ALGORITHMS
 from scenarios.loader import loads
+from sim.batch import Settings
 from sim.records import measured
 from sim.resolve import resolve
 from sim.run import run
+from tests.sim.driving import House, questions
 
 TEXT = """
 name: any
@@ -51,3 +53,16 @@ def test_every_algorithm_runs_from_a_scenario(name: str) -> None:
     assert 0.1 < queries["correct"].mean() < 1
     assert (queries["scores"].sum() > 0) == ALGORITHMS[name].needs_verifier
     assert (queries["confidence"] > 0).all()
+
+
+def test_what_is_injected_is_read_once_by_the_policy_and_once_by_the_verifier() -> None:
+    def read(inject: int) -> tuple[int, int]:
+        house = House(Settings(4000, 16, 24, 512), Settings(4000, 16, 24, 512))
+        for world in questions("math-500", 4, 3):
+            house.ask(world, "revision", n=4, chains=1, inject=inject)
+        house.env.run()
+        return house.replica.batch.computed_tokens, house.judge.batch.computed_tokens
+
+    few, many = read(1), read(101)
+    assert many[0] - few[0] == 3 * 3 * 100  # three questions, three revisions each
+    assert many[1] - few[1] == 3 * 3 * 100
