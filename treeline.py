@@ -539,6 +539,62 @@ def profile_import(
     typer.echo(to_json(found) if as_json else text(found))
 
 
+@command
+def validate(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A folder or file that a real engine's run left.")
+    ],
+    engine: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A scenario whose policy pool is the engine measured."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", "-d", metavar="NAME", help="Its device.")
+    ] = None,
+    scenario: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the scenario that is played here.")
+    ] = None,
+    diagnosis: Annotated[
+        bool, typer.Option(help="Say which term of the model would explain what is left.")
+    ] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    force: Force = False,
+    as_json: Json = False,
+    fail_on_error: Annotated[
+        bool, typer.Option("--fail-on-error", help="Exit code 3 when an error is over its limit.")
+    ] = False,
+) -> None:
+    """Compare the simulator with a real engine, request by request of a run that it served.
+
+    RUN is an LLMServingSim 2.0 bundle (requests.jsonl, meta.json, profile/) or the JSON of
+    `vllm bench serve --save-result --save-detailed`, which needs --engine.
+
+    \b
+    Example: treeline validate data/vllm_rtx4090
+             treeline validate result.json --engine my-engine.yaml
+    """
+    from dashboards.commands.validate import document, picture, validate_run
+    from dashboards.terminal import as_json as to_json
+    from dashboards.terminal import progress, stdout
+
+    with progress(run, quiet=quiet) as tell:
+        found = validate_run(
+            run,
+            engine=engine,
+            device=device,
+            scenario=scenario,
+            diagnosis=diagnosis,
+            force=force,
+            tell=tell,
+        )
+    if as_json:
+        typer.echo(to_json(document(found)))
+    else:
+        stdout().print(picture(found))
+    if fail_on_error and not found.holds:
+        raise typer.Exit(MISSED)
+
+
 def _load(file: str, overrides: Any) -> Loaded:
     """Load a scenario; one that ships with Treeline is found from any folder."""
     from scenarios.loader import load

@@ -32,7 +32,7 @@ _FILES = ("dense.csv", "attention.csv", "per_sequence.csv", "meta.yaml")
 # layer -> our operation. A layer of ours that the folder lacks takes its floor.
 _LAYERS = {
     "embedding": "embedding", "layernorm": "norm", "final_layernorm": "final_norm",
-    "qkv_proj": "qkv", "rotary_emb": "rotary", "o_proj": "o", "gate_up_proj": "gate_up",
+    "qkv_proj": "qkv", "qk_norm": "qk_norm", "rotary_emb": "rotary", "o_proj": "o", "gate_up_proj": "gate_up",
     "act_fn": "activation", "down_proj": "down", "lm_head": "lm_head", "sampler": "sample",
 }  # fmt: skip
 
@@ -47,7 +47,8 @@ def read_servingsim(path: Path, device: Device, shape: Transformer | None = None
 
     Times are of one call (one layer). meta holds the engine's settings while profiling and `skew`: how
     far the time of a batch of unequal contexts lies between that of its mean and that of its longest
-    context (alpha), by decoders and by whether a prefill chunk runs beside. Raises ProfileError,
+    context (alpha), by decoders and by whether a prefill chunk runs beside; `graph`: what a whole step
+    saves in a replayed CUDA graph, where that was timed (step.csv). Raises ProfileError,
     CatalogError for a model that is not in the catalogue.
     """
     path = _folder(path)
@@ -72,6 +73,7 @@ def read_servingsim(path: Path, device: Device, shape: Transformer | None = None
             "model": shape.name,
             "engine": meta.get("engine_effective") or {},
             "skew": _skew(path / "skew_fit.csv"),
+            "graph": _graph(path / "step.csv"),
         },
     )
 
@@ -125,6 +127,7 @@ def _layer(
     width = {
         "final_norm": 2 * shape.hidden,
         "activation": 3 * ffn,
+        "qk_norm": 2 * (heads + shape.kv_heads / split) * shape.head_dim,
         "rotary": 2 * (heads + shape.kv_heads / split) * shape.head_dim,
     }[op]
     return light_row(device, op, m, 2.0 * width * m, us)
@@ -147,4 +150,19 @@ def _skew(path: Path) -> list[dict[str, Any]]:
         {"prefill": prefill, "decoders_up_to": decoders, "alpha": round(total / weight, 4)}
         for (prefill, decoders), (weight, total) in sorted(sums.items())
         if weight > 0
+    ]
+
+
+def _graph(path: Path) -> list[dict[str, Any]]:
+    """Mean microseconds that a step saves by its graph (full, piecewise), by tokens."""
+    if not path.is_file():
+        return []
+    sums: dict[tuple[str, int], list[float]] = {}
+    for row in rows_of(path, ("branch", "num_tokens", "saved_us")):
+        if row["branch"] in ("full", "piecewise"):
+            tokens = whole(row, "num_tokens", path)
+            sums.setdefault((row["branch"], tokens), []).append(figure(row, "saved_us", path))
+    return [
+        {"branch": branch, "tokens": tokens, "saved_us": round(sum(us) / len(us), 3)}
+        for (branch, tokens), us in sorted(sums.items())
     ]

@@ -34,6 +34,11 @@ class Lines:
         upto = starts[i + 1] if i + 1 < len(starts) else float("inf")
         return self.values[i] + self.slopes[i] * (read - starts[i]), self.slopes[i], upto
 
+    def times(self, factor: float) -> Lines:
+        """The same, `factor` times as long."""
+        values = tuple(factor * value for value in self.values)
+        return Lines(self.starts, values, tuple(factor * slope for slope in self.slopes))
+
 
 @dataclass(frozen=True, slots=True)
 class Skew:

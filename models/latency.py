@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from hw.device import Device
 from hw.profile import ROOFLINE_LABEL, Profile
 from hw.transformer import Transformer, linear_work
 from models.attention import Attention, attend, reached
+from models.attention_grid import Lines, Skew
 from models.measured import measured
 from models.operations import Operation, extras, operation
 
@@ -42,8 +44,9 @@ class StepCost:
 
     An iteration that decodes b branches beside c prefill tokens takes `base_s(b, c)`, plus `kv_s` for
     each KV token read by one to `saturation` branches, plus `context_s(chunk)` for each context token
-    of a prefill chunk, plus `copy_s` for each KV token that a fork copies. Units: s. docs/engine.md
-    defines how the terms add up.
+    of a prefill chunk, plus `copy_s` for each KV token that a fork copies. Where attention was timed,
+    `lines` takes the place of `kv_s`, and `skew` says what unequal contexts add. Units: s.
+    docs/engine.md defines how the terms add up.
     """
 
     step: Callable[[int, int], float]  # seconds of (b, c), pure; asked once per pair
@@ -59,6 +62,8 @@ class StepCost:
     chunk_s: Callable[[int], float] | None = (
         None  # s per context token of a chunk, where it is known
     )
+    lines: Callable[[int, int], Lines] | None = None  # s of reading KV, of (b, c)
+    skew: Skew | None = None  # what unequal contexts add
     _memo: dict[tuple[int, int], float] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -89,6 +94,24 @@ class StepCost:
         if self.chunk_s is not None:
             return self.chunk_s(c)
         return self.kv_s * max(1.0, c / self.saturation)
+
+    def reading(self, b: int, c: int, read: float) -> tuple[float, float, float]:
+        """Seconds that b decoders beside c prefill tokens take to read `read` KV tokens.
+
+        Returns them, seconds for each further token, and the tokens up to which that holds.
+        """
+        if self.lines is None or not b:
+            return self.kv_s * read, self.kv_s, math.inf
+        return self.lines(b, c).at(read)
+
+    @property
+    def timed(self) -> bool:
+        """Whether reading KV takes another time than `kv_s` a token."""
+        return self.lines is not None or self.skew is not None
+
+    def alpha(self, b: int, mixed: bool) -> float:
+        """How far a two-valued batch lies from one of mean (0) to one of longest contexts (1)."""
+        return self.skew.alpha(b, mixed) if self.skew is not None else 0.0
 
 
 def step_cost(

@@ -13,10 +13,11 @@ from typing import Final
 
 import numpy as np
 
+from hw.device import Device
 from hw.profile import Profile
-from hw.transformer import Transformer
-from models.attention_grid import AttentionGrid, Floats, Lines
-from models.latency import CAPTURE_SIZES
+from hw.transformer import Transformer, linear_work
+from models.attention_grid import AttentionGrid, Floats, GridError, Lines, Skew
+from models.latency import CAPTURE_SIZES, LatencyError, StepCost
 
 # Operations of a step: in every layer, once on every token, once on every sequence.
 _LAYER: Final = frozenset(
@@ -33,6 +34,66 @@ _KERNELS_A_LAYER: Final = 10
 _KERNELS_BESIDE: Final = 4
 _FULL_GRAPH_SAVED_S: Final = 1.7e-6
 _PIECEWISE_SAVED_S: Final = 1.5e-6
+
+
+def is_layered(profile: Profile | None) -> bool:
+    """Whether a profile timed attention of chunks beside decoders, as this file needs."""
+    return profile is not None and bool((profile.columns["op"] == "mixed_attention").any())
+
+
+def layer_cost(
+    profile: Profile,
+    shape: Transformer,
+    device: Device,
+    tensor_parallel: int = 1,
+    *,
+    enforce_eager: bool = False,
+) -> StepCost:
+    """The step cost of a model whose layers were timed one by one in a running engine.
+
+    The gap between two steps is the device's; all-reduces were not timed and take their floor. Raises LatencyError for a model or a profile of another kind.
+    """
+    if shape.experts or shape.kv_lora:
+        raise LatencyError(
+            f"{shape.name}: experts and latent attention are not in this kind of profile"
+        )
+    reduces = [w for w in linear_work(shape, tensor_parallel) if w.link]
+    try:
+        times = LayerTimes(
+            profile,
+            shape,
+            graph=not enforce_eager,
+            gap_s=device.step_gap_s,
+            reduce_s=(lambda tokens: sum(w.floor_s(device, tokens) for w in reduces))
+            if reduces
+            else None,
+        )
+    except GridError as error:
+        raise LatencyError(f"{profile.label}: {error}") from None
+    pair_s = shape.layers * shape.attention_flops(tensor_parallel) / device.gemm_flops_bf16
+    kv_s = times.lines(64, 0).at(64 * 2048.0)[1]
+    copied = 2.0 * shape.kv_bytes_per_token(tensor_parallel) / device.copy_bytes_per_s
+    return StepCost(
+        step=times.step,
+        kv_s=kv_s,
+        saturation=max(1.0, kv_s / pair_s),
+        copy_s=copied,
+        gpus=tensor_parallel,
+        label=profile.label,
+        source_kind=profile.source_kind,
+        error=profile.error,
+        lines=times.lines,
+        chunk_s=times.context_s,
+        skew=_skew(profile),
+    )
+
+
+def _skew(profile: Profile) -> Skew | None:
+    found: dict[bool, list[tuple[int, float]]] = {}
+    for row in profile.meta.get("skew") or ():
+        upto = (int(row["decoders_up_to"]), float(row["alpha"]))
+        found.setdefault(bool(row["prefill"]), []).append(upto)
+    return Skew({mixed: tuple(sorted(table)) for mixed, table in found.items()}) if found else None
 
 
 class LayerTimes:
@@ -74,7 +135,11 @@ class LayerTimes:
         self.graph = graph
         self.gap_s = gap_s
         self.reduce_s = reduce_s
-        self.kernels = _KERNELS_A_LAYER * shape.layers + _KERNELS_BESIDE
+        kernels = _KERNELS_A_LAYER * shape.layers + _KERNELS_BESIDE
+        self._saved = {
+            True: _saved(profile, "piecewise") or _Polyline((1,), (kernels * _PIECEWISE_SAVED_S,)),
+            False: _saved(profile, "full") or _Polyline((1,), (kernels * _FULL_GRAPH_SAVED_S,)),
+        }
         self._lines: dict[tuple[int, int], Lines] = {}
 
     def step(self, b: int, c: int) -> float:
@@ -84,7 +149,7 @@ class LayerTimes:
         padded = tokens
         if self.graph and tokens <= CAPTURE_SIZES[-1]:
             padded = CAPTURE_SIZES[bisect_left(CAPTURE_SIZES, tokens)]
-            saved = self.kernels * (_PIECEWISE_SAVED_S if c else _FULL_GRAPH_SAVED_S)
+            saved = _at(self._saved[c > 0], padded)
         seconds = _at(self._body, padded) + _at(self._head, b + (1 if c else 0)) + self.gap_s
         if self.reduce_s is not None:
             seconds += self.reduce_s(padded)
@@ -111,6 +176,16 @@ class _Polyline:
 
     rows: tuple[int, ...]
     seconds: tuple[float, ...]
+
+
+def _saved(profile: Profile, branch: str) -> _Polyline | None:
+    """What a step saves in a graph, where the profile timed it (held beyond the last size)."""
+    rows = [row for row in profile.meta.get("graph") or () if row["branch"] == branch]
+    if not rows:
+        return None
+    tokens = [int(row["tokens"]) for row in rows] + [CAPTURE_SIZES[-1]]
+    seconds = [1e-6 * float(row["saved_us"]) for row in rows] + [1e-6 * float(rows[-1]["saved_us"])]
+    return _Polyline(tuple(tokens), tuple(seconds)) if tokens[-2] < tokens[-1] else None
 
 
 def _polyline(rows: Floats, seconds: Floats) -> _Polyline:

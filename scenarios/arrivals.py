@@ -174,7 +174,16 @@ class TraceReplay(Strict):
 
     kind: Literal["trace"] = "trace"
     path: Text
-    format: Literal["auto", "azure", "burstgpt", "mooncake", "servegen", "bailian"] = "auto"
+    format: Literal[
+        "auto",
+        "azure",
+        "burstgpt",
+        "mooncake",
+        "servegen",
+        "bailian",
+        "llmservingsim",
+        "vllm-bench",
+    ] = "auto"
     speed: Annotated[Positive, Field(ge=1e-6, le=1e6)] = 1.0
     limit: Whole | None = None
     start_s: Seconds = Field(default=0.0, alias="start")

@@ -36,6 +36,10 @@ class Engine(Strict):
     block_size: Whole = 16
     num_gpu_blocks: Whole | None = None
     max_active_searches: Whole | None = None
+    async_scheduling: bool = False
+    enable_prefix_caching: bool = True
+    scheduler_reserve_full_isl: bool = False
+    enforce_eager: bool = False
 
     @model_validator(mode="after")
     def _batch_fits(self) -> Self:
@@ -55,6 +59,7 @@ class Kv(Strict):
     attention: Literal["shared", "naive"] = "shared"
     fork: Literal["copy_tail", "recompute_tail"] = "copy_tail"
     on_pressure: Literal["recompute"] = "recompute"
+    reclaim: Literal["youngest", "lru"] = "youngest"
 
 
 _SUFFIXES: Final[tuple[tuple[str, units.Quantity], ...]] = (

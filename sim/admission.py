@@ -57,7 +57,12 @@ def admit(batch: Batch, budget: int, chunks: Chunks, copied: Copied) -> bool:
         need = batch._chunk_pages(missing, chunk) if missing else 0
         if chunk == compute and branch.ticks:
             need += batch._first_write_pages(branch)
-        if need > tree.free + tree.cached - unpinned:
+        whole = need
+        if chunk < compute and settings.scheduler_reserve_full_isl:
+            whole = batch._chunk_pages(missing, lacking)
+            if branch.ticks:
+                whole += batch._first_write_pages(branch)
+        if whole > tree.free + tree.cached - unpinned:
             if places == settings.max_num_seqs:
                 raise DoesNotFitError(does_not_fit(branch, tree))
             # those that decode from the next tick on leave it a smaller chunk, which may fit
@@ -116,7 +121,7 @@ def _admit_decoders(batch: Batch, first: KvNode, need: int, room: int, copied: C
     query = first.query
     up = first.up
     batch._walk(query, up, 1)
-    tree.cached -= first.pages
+    tree.pinned(first)
     first.pages = 0
     tree.take(need)
     batch._copy_tail(first, copied)

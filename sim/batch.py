@@ -10,10 +10,11 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_right
 from itertools import accumulate
+from math import ceil
 from operator import attrgetter
 
 from sim.admission import admit
-from sim.branch import Cost, Fill, Settings, Stretch
+from sim.branch import Cohort, Cost, Fill, Settings, Stretch
 from sim.kv import DECODING, DONE, FILLING, WAITING, DoesNotFitError, KvNode, Query, does_not_fit
 from sim.ledger import Ledger
 
@@ -69,7 +70,12 @@ class Batch(Ledger):
         self._boundary = False
         self.regimes += 1
         read = self.read + self.read_saturated / self.saturation
-        stretch = self._stretch = Stretch(ticks, base + kv_s * read, kv_s * b, copy_s)
+        first, slope = base + kv_s * read, kv_s * b
+        if self._timed:
+            more, drift, ticks = self._reading(b, 0, ticks)
+            first += more
+            slope += drift
+        stretch = self._stretch = Stretch(ticks, first, slope, copy_s)
         return stretch
 
     def _filling_regime(self, fill: Fill, ticks: int, copy_s: float, taken: int) -> Stretch | None:
@@ -103,12 +109,60 @@ class Batch(Ledger):
             slope += self._prefill_slope
         if b:
             self._per_decoder = (base - prefill + self._prefix_s) / b
+            if self._timed:
+                more, drift, ticks = self._reading(b, chunk, ticks)
+                first += more
+                slope += drift
         self._chunk = chunk
         self._taken = taken
         self._boundary = False
         self.regimes += 1
         stretch = self._stretch = Stretch(ticks, first, slope, copy_s)
         return stretch
+
+    def _reading(self, b: int, c: int, ticks: int) -> tuple[float, float, int]:
+        """What timed reads take beyond `kv_s` a token: in the next tick, more in each after, for how many.
+
+        The decoders share it, as they share the step's base. Between two timed contexts a step's time is
+        straight, so a regime ends where the next piece begins. Unequal contexts (`skew`) need each
+        decoder's own, which naive attention has.
+        """
+        cost = self.cost
+        read = self.read + self.read_saturated / self.saturation
+        now, slope, upto = cost.reading(b, c, read)
+        share = 0.0
+        if self.naive and b > 1:
+            alpha = cost.alpha(b, c > 0)
+            if alpha:
+                low, high, variance = self._spread(b)
+                mean = read / b
+                if low < high:
+                    share = alpha * variance / ((mean - low) * (high - mean))
+                    longest, rise, end = cost.reading(b, c, b * high)
+                    upto = min(upto, read + end - b * high)
+                    now += share * (longest - now)
+                    slope += share * (rise - slope)
+        more, drift = now - cost.kv_s * read, (slope - cost.kv_s) * b
+        self._per_decoder += more / b
+        self._drift = drift / b
+        if upto < float("inf"):
+            ticks = min(ticks, max(1, ceil((upto - read) / b)))
+        return more, drift, ticks
+
+    def _spread(self, b: int) -> tuple[int, int, float]:
+        """Least and most KV tokens that a decoder reads now, and their variance."""
+        tick = self.tick
+        least, most, squares, total = 1 << 60, 0, 0, 0
+        for _, query in self._decoding:
+            for cohort in query.cohorts:
+                own = cohort.written + tick - cohort.joined + cohort.context
+                for node in cohort.nodes:
+                    if node.cohort is cohort:
+                        tokens = own + node.tail
+                        least, most = min(least, tokens), max(most, tokens)
+                        total += tokens
+                        squares += tokens * tokens
+        return least, most, squares / b - (total / b) ** 2
 
     def _next_end(self) -> int:
         """Return the tick with which the next decoder ends or reaches its mark."""
@@ -189,6 +243,8 @@ class Batch(Ledger):
         if plain:
             prefill = base - min(base, cost.base_s(plain, 0)) if prefill_tokens else 0.0
             self._per_decoder = (base - prefill + self._prefix_s) / plain
+            if self._timed:
+                seconds += self._reading(plain, prefill_tokens, 1)[0]
         if prefill_tokens:
             prefill /= prefill_tokens
             for query, tokens, context in chunks:
@@ -307,7 +363,7 @@ class Batch(Ledger):
             self._bills.clear()
         decoders = self.decoders
         if decoders:
-            self.common += ticks * self._per_decoder
+            self.common += ticks * self._per_decoder + self._drift * (ticks * (ticks - 1) / 2)
             self.read += ticks * decoders
         tree = self.tree
         if self._boundary:
@@ -354,14 +410,8 @@ class Batch(Ledger):
             self._join_late()
         finished = self._finished()
         if self._filled:
-            tree = self.tree
-            for branch, pinned in self._filled:
-                if pinned:
-                    self._unpin(branch)
-                else:
-                    branch.fills -= 1
-                    if not branch.fills and not branch.decoders:
-                        tree.unpinned(branch)
+            self._release_filled()
+            for branch, _ in self._filled:
                 branch.state = DONE
                 branch.query.flight -= 1
                 finished.append(branch)
@@ -370,6 +420,19 @@ class Batch(Ledger):
             self._filled.clear()
             self.ready = True
         return finished
+
+    def _release_filled(self) -> None:
+        """Unpin what was scored: each branch's own node, and a path after the last that it was pinned for."""
+        tree = self.tree
+        path: KvNode | None = None
+        for branch, pinned in self._filled:
+            if pinned:
+                self._unpin(path)
+                path = branch.up
+            branch.fills -= 1
+            if not branch.fills and not branch.decoders:
+                tree.unpinned(branch)
+        self._unpin(path)
 
     def _join_late(self) -> None:
         late = self._late
@@ -390,8 +453,10 @@ class Batch(Ledger):
             self._walk(query, up, j - i)
             for branch, pinned in late[i:j]:
                 if pinned:
-                    self._unpin(branch)
-                self.tree.cached -= branch.pages
+                    branch.fills -= 1  # it stays pinned
+                    self._unpin(branch.up)
+                else:
+                    self.tree.pinned(branch)
                 branch.pages = 0
                 branch.resident = branch.tail + written + 1
             if not query.started:
@@ -408,6 +473,7 @@ class Batch(Ledger):
         p = self.block_size
         heap = self._finish
         finished: list[KvNode] = []
+        left: dict[KvNode, Cohort] = {}  # where the order in which they leave counts
         while heap and heap[0][0] <= tick:
             _, number, cohort = heap[0]
             order = cohort.order
@@ -430,6 +496,8 @@ class Batch(Ledger):
                     pages += held
                     count += 1
                     finished.append(node)
+                    if not self.tree.plain:
+                        left[node] = cohort
                 order.pop()
             if order:
                 heapq.heapreplace(heap, (cohort.offset + order[-1].ticks, number, cohort))
@@ -445,13 +513,18 @@ class Batch(Ledger):
                 query.pages += pages
                 if query.pages > query.peak_pages:
                     query.peak_pages = query.pages
-                self.tree.cached += pages
-                if pages and not query.reclaimable:
-                    self.tree.reclaimable(query)
-                self._thin(cohort, count)
+                if not left:
+                    self.tree.cached += pages
+                    if pages and not query.reclaimable:
+                        self.tree.reclaimable(query)
+                    self._thin(cohort, count)
         if finished:
             if len(finished) > 1:
                 finished.sort(key=_number)
+            if left:
+                for node in finished:
+                    self.tree.unpinned(node)
+                    self._thin(left[node], 1)
             self.branch_steps += len(finished)
             self.ready = True
         marks = self._marks

@@ -7,7 +7,7 @@ from math import ceil, sqrt
 from operator import attrgetter
 from typing import Literal, Protocol
 
-from sim.kv import Fork, KvNode, Query, Sharing
+from sim.kv import Fork, KvNode, Query, Reclaim, Sharing
 
 
 class Cost(Protocol):
@@ -20,7 +20,11 @@ class Cost(Protocol):
     @property
     def copy_s(self) -> float: ...
     def base_s(self, b: int, c: int) -> float: ...
+    @property
+    def timed(self) -> bool: ...
     def context_s(self, c: int) -> float: ...
+    def reading(self, b: int, c: int, read: float) -> tuple[float, float, float]: ...
+    def alpha(self, b: int, mixed: bool) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,10 @@ class Settings:
     sharing: Sharing = "tree"
     fork: Fork = "copy_tail"
     attention: Literal["shared", "naive"] = "shared"
+    reclaim: Reclaim = "youngest"
+    enable_prefix_caching: bool = True
+    scheduler_reserve_full_isl: bool = False
+    async_scheduling: bool = False
 
 
 _ticks = attrgetter("ticks")

@@ -13,6 +13,8 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from sim.freequeue import FreeQueue
+
 if TYPE_CHECKING:
     from sim.branch import Cohort
 
@@ -121,6 +123,7 @@ class KvNode:
 
 Sharing = Literal["tree", "per_branch"]
 Fork = Literal["copy_tail", "recompute_tail"]
+Reclaim = Literal["youngest", "lru"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,8 @@ class PageTree:
         block_size: int,
         sharing: Sharing = "tree",
         fork: Fork = "copy_tail",
+        reclaim: Reclaim = "youngest",
+        prefix_caching: bool = True,
     ) -> None:
         self.total = num_gpu_blocks
         self.block_size = block_size
@@ -160,6 +165,9 @@ class PageTree:
             tuple[int, int, KvNode]
         ] = []  # heap of (unpinned at, -serial, node)
         self.reclaimed = 0  # pages taken back from cached nodes
+        self.prefix_caching = prefix_caching
+        self.queue = FreeQueue(num_gpu_blocks) if reclaim == "lru" else None
+        self.plain = self.queue is None and prefix_caching
 
     # -- growing the tree ----------------------------------------------------------------------
 
@@ -253,7 +261,9 @@ class PageTree:
     def unpinned(self, node: KvNode) -> None:
         """Note that no running branch reads `node` any more: its pages are cached from here on."""
         query = node.query
-        if node.pages:
+        if not self.plain:
+            self._unpinned(node)
+        elif node.pages:
             self.cached += node.pages
             if query.number < 0:
                 node.unpinned_at = self.tick
@@ -261,16 +271,57 @@ class PageTree:
             elif not query.reclaimable:
                 self.reclaimable(query)
 
+    def _unpinned(self, node: KvNode) -> None:
+        pages = node.pages
+        if self.prefix_caching:
+            if pages:
+                self.cached += pages
+                assert self.queue is not None
+                self.queue.append(node)
+            return
+        node.resident = node.pages = 0
+        self.free += pages
+        if self.queue is not None:
+            self.queue.append_free(pages)
+
+    def pinned(self, node: KvNode) -> None:
+        """Note that a running branch reads `node`, which nobody did: its pages are not cached now."""
+        self.cached -= node.pages
+        if self.queue is not None:
+            self.queue.remove(node)
+
     def reclaimable(self, query: Query) -> None:
         """Note that `query` holds cached pages."""
         query.reclaimable = True
         heapq.heappush(self._with_cached, (-query.number, query))
 
     def take(self, pages: int) -> None:
-        """Take `pages` pages out of the pool, reclaiming cached ones where none is free."""
+        """Take `pages` pages out of the pool, reclaiming cached ones where none is free.
+
+        Under `lru` the next ones of the queue, free or cached.
+        """
+        if self.queue is not None:
+            self._take_next(self.queue, pages)
+            return
         if pages > self.free:
             self.reclaim(pages - self.free)
         self.free -= pages
+
+    def _take_next(self, queue: FreeQueue, pages: int) -> None:
+        while pages:
+            place = queue.first()
+            node = place.node
+            if node is None:
+                given = min(pages, place.free)
+                place.free -= given
+                self.free -= given
+            else:
+                given = self._shrink(node, pages)
+                self.cached -= given
+                self.reclaimed += given
+                if not node.pages and node.query.number < 0:
+                    self.tidy_prefixes(node)
+            pages -= given
 
     def reclaim(self, pages: int) -> None:
         """Free `pages` cached pages: unused prefixes first, then the youngest query's last nodes."""
@@ -326,6 +377,8 @@ class PageTree:
         pages = node.pages
         self.cached -= pages
         self.free += pages
+        if self.queue is not None:
+            self.queue.forget(node)
         node.pages = 0
         node.query.pages -= pages if node.resident == node.want else self.pages_of(node, node.want)
         node.resident = 0
@@ -337,8 +390,11 @@ class PageTree:
         Without cycles its nodes are freed at once, not by the cycle collector.
         """
         pages = 0
+        queue = self.queue
         for node in query.nodes:
             pages += node.pages
+            if queue is not None:
+                queue.forget(node)
             node.pages = 0
             node.dropped = True
             node.parent = node.up = node.in_place_child = node.children = node.owner = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Sequence
+from operator import attrgetter
 from typing import Any
 
 from sim.branch import Cohort, Cost, Fill, Settings, Stretch
@@ -23,7 +24,12 @@ class Ledger:
         self.settings = settings
         self.cost = cost
         self.tree = PageTree(
-            settings.num_gpu_blocks, settings.block_size, settings.sharing, settings.fork
+            settings.num_gpu_blocks,
+            settings.block_size,
+            settings.sharing,
+            settings.fork,
+            settings.reclaim,
+            settings.enable_prefix_caching,
         )
         self.block_size = settings.block_size
         self.naive = settings.attention == "naive"
@@ -77,6 +83,8 @@ class Ledger:
         self._stale = False  # a branch left its cohort before its end: `_finish` may be early
         self._prefix_s = 0.0  # seconds a tick spends on reading prefixes that queries share
         self._per_decoder = 0.0  # common cost of one tick, for each decoder
+        self._drift = 0.0  # what each further tick of the stretch adds to that
+        self._timed = cost.timed
 
     # -- submitting and dropping (only between stretches) -------------------------------------------
 
@@ -190,9 +198,8 @@ class Ledger:
         else:
             doomed = _below(node)
             if query.flight:
-                for child in doomed:
-                    if child.state:
-                        self._abandon(child)
+                for child in sorted([n for n in doomed if n.state], key=_number):
+                    self._abandon(child)
             for child in doomed:
                 tree.forget(child)
         tree.unlink(node)
@@ -201,9 +208,8 @@ class Ledger:
         root = query.root
         assert root is not None
         if query.flight:
-            for node in query.nodes:
-                if node.state:
-                    self._abandon(node)
+            for node in sorted([n for n in query.nodes if n.state], key=_number):
+                self._abandon(node)
         query.gone = True
         query.waiting.clear()
         if query.active:
@@ -288,7 +294,7 @@ class Ledger:
                 self._read_prefix(once, times)
             if not node.fills:
                 if before == 0:
-                    self.tree.cached -= node.pages
+                    self.tree.pinned(node)
                 elif after == 0:
                     self.tree.unpinned(node)
             node = node.up
@@ -395,7 +401,7 @@ class Ledger:
         tree = self.tree
         while node is not None:
             if not node.fills and not node.decoders:
-                tree.cached -= node.pages
+                tree.pinned(node)
             node.fills += 1
             node = node.up
 
@@ -446,6 +452,9 @@ class Ledger:
         if not branch.tail:
             return 0 if branch.offset else 1
         return branch.tail // p + 1 - -(-branch.want // p)
+
+
+_number = attrgetter("number")
 
 
 def _below(node: KvNode) -> list[KvNode]:

@@ -87,6 +87,11 @@ class Measured:
     left_out: int = 0
 
 
+def is_measured(path: Path) -> bool:
+    """Whether one of READERS recognises what is at a path."""
+    return any(recognises(path) for recognises, _, _ in READERS.values())
+
+
 def read_measured(path: str | Path) -> Measured:
     """The run at a path, in whichever format of READERS it is. Raises UserError."""
     where = Path(path)

@@ -2,7 +2,7 @@
 
 Between two events nothing is computed: the batch says how long its next stretch takes, and one
 timeout ends it. A submission in the middle of a stretch moves that end to the first tick boundary at
-or after now.
+or after now. With `async_scheduling` the next tick is scheduled by then, and it acts one boundary later.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Replica:
 
     __slots__ = (
         "batch", "env", "pool", "index", "searches", "running_s", "pages_s", "pages_max", "_stretch",
-        "_began", "_ends", "_timeout", "_pending", "_acting",
+        "_began", "_ends", "_timeout", "_pending", "_acting", "_lag",
     )  # fmt: skip
 
     def __init__(
@@ -49,7 +49,8 @@ class Replica:
         self._timeout: simpy.Event | None = (
             None  # that ends it; one that was overtaken does nothing
         )
-        self._pending: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self._pending: list[tuple[int, Callable[..., Any], tuple[Any, ...]]] = []  # (tick, what)
+        self._lag = 1 if batch.settings.async_scheduling else 0
         self._acting = False
 
     @property
@@ -68,18 +69,27 @@ class Replica:
         return self.batch.prompt(tokens, prefix, owner)
 
     def do(self, action: Callable[..., Any], *arguments: Any) -> None:
-        """Submit or drop something: at once between two ticks, else at the next boundary."""
+        """Submit something: at once between two ticks, else at the next boundary; see `_lag`."""
+        batch = self.batch
+        busy = self._stretch is not None or batch.decoders or batch.fill is not None
+        self._act(self._lag if busy else 0, action, arguments)
+
+    def _act(self, lag: int, action: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        """Do something at the first boundary at or after now, or `lag` ticks later."""
+        batch = self.batch
         stretch = self._stretch
         if stretch is None:
-            action(*arguments)
+            if lag:
+                self._pending.append((batch.tick + lag, action, arguments))
+            else:
+                action(*arguments)
             self._soon()
             return
-        self._pending.append((action, arguments))
-        if self._ends > 1:
-            now = self.env.now
-            ticks = stretch.ticks_until(now - self._began)
-            if ticks < self._ends:
-                self._schedule(ticks, max(now, self._began + stretch.seconds(ticks)))
+        now = self.env.now
+        ticks = lag + (stretch.ticks_until(now - self._began) if self._ends > 1 else 1)
+        self._pending.append((batch.tick + ticks, action, arguments))
+        if ticks < self._ends:
+            self._schedule(ticks, max(now, self._began + stretch.seconds(ticks)))
 
     def drop(self, nodes: Iterable[KvNode]) -> None:
         """Forget subtrees: at once where that changes nothing of the stretch, else as `do` does."""
@@ -94,7 +104,7 @@ class Replica:
             elif batch.droppable(node):
                 batch.drop(node)
             else:
-                self.do(batch.drop, node)
+                self._act(0, batch.drop, (node,))
 
     # -- the clock ------------------------------------------------------------------------------------
 
@@ -115,10 +125,23 @@ class Replica:
         timeout = self._timeout = env.timeout(until - env.now)
         timeout.callbacks.append(self._wake)
 
+    def _due(self, tick: int) -> None:
+        """Do what acts at `tick` or before."""
+        pending, self._pending = self._pending, []
+        for due, action, arguments in pending:
+            if due <= tick:
+                action(*arguments)
+            else:
+                self._pending.append((due, action, arguments))
+
     def _go(self) -> None:
         batch = self.batch
         try:
-            stretch = self._stretch = batch.begin()
+            stretch = batch.begin()
+            if stretch is None and self._pending:  # nothing runs that could keep it waiting
+                self._due(1 << 60)
+                stretch = batch.begin()
+            self._stretch = stretch
         except DoesNotFitError as error:
             raise DoesNotFitError(str(error), self.pool) from None
         if batch.activated:
@@ -127,6 +150,8 @@ class Replica:
         if stretch is not None:
             self._began = now = self.env.now
             ticks = stretch.ticks
+            if self._pending:
+                ticks = min(ticks, min(due for due, _, _ in self._pending) - batch.tick)
             self._schedule(ticks, now + stretch.seconds(ticks))
 
     def _wake(self, timeout: simpy.Event) -> None:
@@ -155,8 +180,6 @@ class Replica:
         for branch in finished:
             branch.query.owner.finished(branch)
         if self._pending:
-            pending, self._pending = self._pending, []
-            for action, arguments in pending:
-                action(*arguments)
+            self._due(batch.tick)
         self._acting = False
         self._go()

@@ -7,11 +7,12 @@ and an absurd scenario is refused before it runs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hw.device import CatalogError, Device, device, device_from
+from hw.importers import read_foreign
 from hw.profile import Profile, ProfileError
 from hw.profile import load as load_profile
 from hw.rates import hourly, watts
@@ -19,6 +20,7 @@ from hw.shipped import default_profile, find_profile
 from hw.transformer import Transformer, from_config, transformer
 from models.controller import Plan, PlanError, plan
 from models.latency import CapacityError, LatencyError, StepCost, kv_pages, step_cost
+from models.layer_cost import is_layered, layer_cost
 from models.lengths import Quantile, quantile
 from models.presets import PresetError
 from models.question import QuestionModel, question_model
@@ -219,9 +221,9 @@ def _pool(loaded: Loaded, name: str) -> ResolvedPool:
         where = loaded.where([*at, "model"])
         shape = _shape(loaded, pool.model)
         where = loaded.where([*at, "latency"])
-        cost = step_cost(shape, chosen, _profile(pool, chosen), pool.tensor_parallel)
-        where = loaded.where(at)
         engine = pool.engine
+        cost = _cost(pool, chosen, shape)
+        where = loaded.where(at)
         pages = engine.num_gpu_blocks or kv_pages(
             shape,
             chosen,
@@ -242,6 +244,10 @@ def _pool(loaded: Loaded, name: str) -> ResolvedPool:
         sharing=pool.kv.sharing,
         fork=pool.kv.fork,
         attention=pool.kv.attention,
+        reclaim=pool.kv.reclaim,
+        enable_prefix_caching=engine.enable_prefix_caching,
+        scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
+        async_scheduling=engine.async_scheduling,
     )
     return ResolvedPool(name, pool, chosen, shape, cost, settings)
 
@@ -255,6 +261,26 @@ def _priceable(loaded: Loaded, chosen: Device) -> None:
         watts(chosen)
 
 
+def _cost(pool: Pool, chosen: Device, shape: Transformer) -> StepCost:
+    """The step cost of a pool; with async_scheduling the CPU's gap between two steps is hidden."""
+    profile, engine = _profile(pool, chosen, shape), pool.engine
+    if engine.async_scheduling:
+        chosen = replace(chosen, step_gap_s=0.0)
+    if profile is not None and is_layered(profile):
+        return layer_cost(
+            profile, shape, chosen, pool.tensor_parallel, enforce_eager=engine.enforce_eager
+        )
+    if engine.enforce_eager:
+        raise LatencyError(
+            "enforce_eager is known only with a profile of layers timed one by one (LLMServingSim's): "
+            "remove it, or name such a profile"
+        )
+    if profile is not None and engine.async_scheduling:
+        ceilings = {k: v for k, v in profile.ceilings.items() if k != "step_gap_s"}
+        profile = replace(profile, ceilings=ceilings)
+    return step_cost(shape, chosen, profile, pool.tensor_parallel)
+
+
 def _shape(loaded: Loaded, model: str | Mapping[str, Any]) -> Transformer:
     if isinstance(model, str):
         return transformer(model)
@@ -264,11 +290,14 @@ def _shape(loaded: Loaded, model: str | Mapping[str, Any]) -> Transformer:
     return from_config(path)
 
 
-def _profile(pool: Pool, chosen: Device) -> Profile | None:
+def _profile(pool: Pool, chosen: Device, shape: Transformer) -> Profile | None:
     latency = pool.latency
     if latency.kind == "roofline":
         return None
     if latency.profile is not None:
+        given = Path(latency.profile)
+        if given.is_dir():  # what others measured, read as it is
+            return read_foreign(given, chosen, shape)
         return load_profile(find_profile(latency.profile))
     found = default_profile(chosen.name)
     if found is None and latency.kind == "profile":

@@ -158,18 +158,16 @@ class Stepper(Replica):
         for branch in played.finished:
             branch.query.owner.finished(branch)
         if self._pending:
-            pending, self._pending = self._pending, []
-            for action, arguments in pending:
-                action(*arguments)
+            self._due(batch.tick)
         self._acting = False
         self._go()
 
-    def do(self, action: Callable[..., Any], *arguments: Any) -> None:
-        """Submit or drop something: at once between two ticks, else when the tick is over."""
+    def _act(self, lag: int, action: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        """Do something at once between two ticks, else when the tick is over."""
         if self._stretch is not None:
-            self._pending.append((action, arguments))
+            self._pending.append((0, action, arguments))
         else:
-            super().do(action, *arguments)
+            super()._act(0, action, arguments)
 
 
 def wall_now(env: simpy.Environment) -> float:

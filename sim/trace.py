@@ -13,7 +13,9 @@ from models.keyed import uniform_array
 from sim.renewal import Floats, child_keys
 
 Ints = npt.NDArray[np.int64]
-Format = Literal["auto", "azure", "burstgpt", "mooncake", "servegen", "bailian"]
+Format = Literal[
+    "auto", "azure", "burstgpt", "mooncake", "servegen", "bailian", "llmservingsim", "vllm-bench"
+]
 Provenance = Literal["raw", "sampled", "scaled"]
 
 _JITTER: Final = 6

@@ -1,7 +1,7 @@
 """Public request traces in their own formats, read into one columnar Trace.
 
 Recorded: Azure 2023, 2024 and multimodal 2025 (CSV, perhaps gzipped), BurstGPT 1 to 3 (CSV), Mooncake and
-Qwen-Bailian (JSONL), a ServeGen sample (CSV). Generated: ServeGen client folders and the compact
+Qwen-Bailian (JSONL), a ServeGen sample (CSV), runs of a real engine (sim/measured.py). Generated: ServeGen client folders and the compact
 JSON of the same, which hold rates and length tables instead of requests.
 """
 
@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sim import servegen
+from sim.measured import READERS as MEASURED
+from sim.measured import is_measured, read_measured
 from sim.trace import Format, Ints, Record, Trace, spread, tick_of, without_empty
 from sim.tracefile import (
     LARGEST_TIME_S,
@@ -72,6 +74,8 @@ def requests(source: Source, key: int, start_s: float = 0.0, until_s: float = ma
 def read_source(path: str | Path, format: Format = "auto") -> Source:  # noqa: A002
     """Read a trace once for many replications; raises UserError as `read_trace`."""
     path = Path(path)
+    if format in MEASURED or (format == "auto" and is_measured(path)):
+        return _requests_of(path)
     if format in ("auto", "servegen") and path.is_dir():
         return _active(Generator(path, servegen.read_folder(path)))
     data = read_bytes(path)
@@ -81,6 +85,20 @@ def read_source(path: str | Path, format: Format = "auto") -> Source:  # noqa: A
     if name == "servegen" and len(split_row(first_line(path, data))) == 6:
         return _active(Generator(path, (servegen.read_chunk(path, path.stem),)))
     return _READERS[name](path, data)
+
+
+def _requests_of(path: Path) -> Trace:
+    """The requests of a measured run: when they came and how long they were."""
+    run = read_measured(path)
+    found = run.requests
+    return Trace(
+        format="llmservingsim" if run.format == "llmservingsim" else "vllm-bench",
+        arrival_s=found.arrival_s,
+        input_tokens=found.input_tokens,
+        output_tokens=found.output_tokens,
+        row=np.arange(len(found)),
+        dropped=run.left_out,
+    )
 
 
 def _detect(path: Path, data: bytes) -> Format:
@@ -105,7 +123,9 @@ def _detect(path: Path, data: bytes) -> Format:
     if "timestamp_s" in header or (len(header) == 6 and header[0].replace(".", "").isdigit()):
         return "servegen"
     seen = line[:60] + ("..." if len(line) > 60 else "")
-    way_out = f"known: {', '.join(_READERS)} (name one with format: to see what it lacks)"
+    way_out = (
+        f"known: {', '.join((*_READERS, *MEASURED))} (name one with format: to see what it lacks)"
+    )
     return fail(path, 1, f"{seen!r} starts no trace format that is known", way_out)
 
 

@@ -19,7 +19,7 @@ SHAPE = transformer("llama-3.1-8b")
 KERNELS = 324
 
 
-def profile():
+def profile(**meta):
     """Norms that take 1 us and 0.01 us a token, a head of 5 us a sequence, attention from read tokens."""
     rows = [light_row(H200, "norm", m, 1.0, 1 + 0.01 * m) for m in (1, 100, 2000)]
     rows += [light_row(H200, "lm_head", m, 1.0, 5.0 * m) for m in (1, 64)]
@@ -28,7 +28,7 @@ def profile():
             if chunk or n:
                 us = 2 + 0.001 * n * v + 0.01 * chunk + 1e-4 * chunk * context
                 rows.append(mixed_row(H200, chunk, context, n, v, 4096, 1024, us))
-    return make_profile(H200.name, "imported", "made up", rows, ceilings={})
+    return make_profile(H200.name, "imported", "made up", rows, ceilings={}, meta=meta)
 
 
 def norms(tokens: int) -> float:
@@ -43,9 +43,20 @@ def test_an_eager_step_is_the_sum_of_its_layers_with_the_head_over_sequences():
 
 def test_a_graph_pads_the_body_not_the_head_and_saves_a_little_on_each_kernel():
     times = LayerTimes(profile(), SHAPE)
-    assert times.step(33, 0) * 1e6 == pytest.approx(max(norms(40) + 5 * 33 - 1.7 * KERNELS, 0))
+    assert times.step(250, 0) * 1e6 == pytest.approx(norms(256) + 5 * 250 - 1.7 * KERNELS)
+    mixed = times.step(250, 30) + times.context_s(30) * 15  # half of the chunk is its own context
+    assert mixed * 1e6 == pytest.approx(norms(288) + 5 * 251 - 1.5 * KERNELS + 32 * (2 + 0.01 * 30))
     eager = LayerTimes(profile(), SHAPE, graph=False)
     assert times.step(300, 300) == eager.step(300, 300)  # over the largest graph nothing is saved
+
+
+def test_what_a_graph_saves_is_taken_from_the_profile_where_it_was_timed():
+    saved = [
+        {"branch": "full", "tokens": n, "saved_us": us} for n, us in ((8, 100.0), (264, 356.0))
+    ]
+    times = LayerTimes(profile(graph=saved), SHAPE)
+    assert times.step(250, 0) * 1e6 == pytest.approx(norms(256) + 5 * 250 - 348)
+    assert times.step(500, 0) * 1e6 == pytest.approx(norms(512) + 5 * 500 - 356)
 
 
 def test_what_decoders_read_comes_as_lines_and_a_chunk_pays_for_its_context():

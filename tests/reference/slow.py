@@ -69,11 +69,15 @@ class Settings:
     sharing: str = "tree"
     fork: str = "copy_tail"
     attention: str = "shared"
+    reclaim: str = "youngest"
+    prefix_caching: bool = True
+    reserve_full_isl: bool = False
 
     def __post_init__(self) -> None:
         assert self.sharing in ("tree", "per_branch")
         assert self.fork in ("copy_tail", "recompute_tail")
         assert self.attention in ("shared", "naive")
+        assert self.reclaim in ("youngest", "lru")
         assert self.block_size >= 1
         assert self.num_gpu_blocks >= 1
         assert self.max_num_seqs >= 1
@@ -167,6 +171,7 @@ class SlowBatch:
         self.now = 0.0
         self.tick = 0
         self.num_preemptions = 0
+        # pages that nobody has pinned: free ones alone, under lru cached ones too, the next one first
         self.free: list[int] = list(range(settings.num_gpu_blocks))
         self.nodes: list[NodeRef] = []  # alive ones, in order of creation
         self.prefixes: dict[tuple[Hashable, ...], NodeRef] = {}
@@ -238,12 +243,12 @@ class SlowBatch:
         assert node.alive
         assert node.kind != "prefix"
         subtree = self._subtree(node)
-        before = self._pinned()
-        self.running = [b for b in self.running if b.node not in subtree]
+        leaving = [b for b in self.running if b.node in subtree]
+        for branch in sorted(leaving, key=lambda b: b.number):
+            self._stop(branch, self.tick)
         self.waiting = [b for b in self.waiting if b.node not in subtree]
-        self._stamp_unpinned(before, self.tick)
         for gone in subtree:
-            self.free.extend(gone.pages)
+            self.free.extend(page for page in gone.pages if page not in self.free)
             gone.pages, gone.slots, gone.alive = [], [], False
             self.nodes.remove(gone)
         if node.parent is not None:
@@ -293,7 +298,7 @@ class SlowBatch:
         pinned = self._pinned()
         held = sum(len(node.pages) for node in self.nodes if node in pinned)
         cached = sum(len(node.pages) for node in self.nodes if node not in pinned)
-        return held, cached, len(self.free)
+        return held, cached, self.settings.num_gpu_blocks - held - cached
 
     def resident(self, node: NodeRef) -> int:
         return len(node.slots)
@@ -315,9 +320,20 @@ class SlowBatch:
     def _pinned(self) -> set[NodeRef]:
         return {node for branch in self.running for node in self._path_nodes(branch)}
 
-    def _stamp_unpinned(self, before: set[NodeRef], stamp: int) -> None:
-        for node in before - self._pinned():
+    def _stop(self, branch: BranchRef, stamp: int) -> None:
+        """Take a branch out of the batch; what nobody else reads is unpinned, its own node first."""
+        path = self._path_nodes(branch)
+        self.running.remove(branch)
+        pinned = self._pinned()
+        for node in reversed(path):
+            if node in pinned:
+                continue
             node.last_unpinned = stamp
+            if not self.settings.prefix_caching:
+                self.free.extend(reversed(node.pages))
+                node.pages, node.slots = [], []
+            elif self.settings.reclaim == "lru":
+                self.free.extend(reversed(node.pages))
 
     def _missing_on_path(self, branch: BranchRef) -> int:
         return sum(node.missing() for node in self._path_nodes(branch))
@@ -329,8 +345,8 @@ class SlowBatch:
         pinned = self._pinned()
         if path_of is not None:
             pinned |= set(self._path_nodes(path_of))
-        cached = sum(len(node.pages) for node in self.nodes if node not in pinned)
-        return len(self.free) + cached
+        held = sum(len(node.pages) for node in self.nodes if node in pinned)
+        return self.settings.num_gpu_blocks - held
 
     def _next_to_reclaim(self) -> NodeRef:
         pinned = self._pinned()
@@ -349,6 +365,11 @@ class SlowBatch:
 
     def _reclaim_one(self) -> None:
         owner = self._next_to_reclaim()
+        self.free.append(owner.pages[-1])
+        self._reclaim(owner)
+
+    def _reclaim(self, owner: NodeRef) -> None:
+        """Take the last page of a node, and the tokens on it from all that have some there."""
         assert owner not in self._pinned()
         page = owner.pages.pop()
         for node in self.nodes:
@@ -358,12 +379,16 @@ class SlowBatch:
                 first = inside.index(True)
                 assert all(inside[first:]), "only the tail of a node may be lost"
                 del node.slots[first:]
-        self.free.append(page)
 
     def _take_page(self) -> int:
         if not self.free:
             self._reclaim_one()
-        return self.free.pop(0)
+        page = self.free.pop(0)
+        for owner in self.nodes:
+            if page in owner.pages:  # under lru
+                assert owner.pages[-1] == page, "a node's last page stands first"
+                self._reclaim(owner)
+        return page
 
     def _write(self, node: NodeRef) -> None:
         """Put one more own token of a node where it belongs."""
@@ -450,9 +475,7 @@ class SlowBatch:
         return self._pages_needed(branch, min(chunk, missing), completes and branch.ticks > 0)
 
     def _preempt(self, branch: BranchRef, this: _Tick) -> None:
-        before = self._pinned()
-        self.running.remove(branch)
-        self._stamp_unpinned(before, this.number)
+        self._stop(branch, this.number)
         branch.filling = False
         branch.num_preemptions += 1
         self.num_preemptions += 1
@@ -530,12 +553,16 @@ class SlowBatch:
             chunk = min(total, budget)
             completes = chunk == total
             first_write = completes and branch.ticks > 0
-            needed = self._pages_needed(branch, min(chunk, missing), first_write)
+            whole = not completes and self.settings.reserve_full_isl
+            asked = missing if whole else min(chunk, missing)
+            needed = self._pages_needed(branch, asked, (first_write or whole) and branch.ticks > 0)
             if needed > self._available(path_of=branch):
                 return
             self.waiting.remove(branch)
             self.running.append(branch)
             self.running.sort(key=lambda b: (b.query, b.number))
+            held = [page for node in self._path_nodes(branch) for page in node.pages]
+            self.free = [page for page in self.free if page not in held]
             self.admitted_queries.add(branch.query)
             this.admitted.append(branch)
             budget -= chunk
@@ -568,10 +595,25 @@ class SlowBatch:
         self.tick += 1
         self.now += (
             self.cost.base_s(len(this.decoders), computed)
-            + self.cost.kv_s * read
+            + self._reading_s(this, computed, read)
             + sum(self.cost.context_s(tokens) * context for tokens, context in this.chunks)
             + self.cost.copy_s * this.copied
         )
+
+    def _reading_s(self, this: _Tick, computed: int, read: float) -> float:
+        """What the decoders read, of unequal lengths where the cost minds (naive attention alone)."""
+        decoders = len(this.decoders)
+        seconds = self.cost.reading(decoders, computed, read)[0]
+        if self.settings.attention == "naive" and decoders > 1:
+            contexts = [sum(tokens for _, tokens in path) for path in this.reads]
+            low, high, mean = min(contexts), max(contexts), sum(contexts) / decoders
+            if low < high:
+                variance = sum((tokens - mean) ** 2 for tokens in contexts) / decoders
+                share = variance / ((mean - low) * (high - mean))
+                alpha = share * self.cost.alpha(decoders, computed > 0)
+                longest = self.cost.reading(decoders, computed, decoders * high)[0]
+                seconds += alpha * (longest - seconds)
+        return seconds
 
     def _after(self, this: _Tick) -> list[BranchRef]:
         """Step 4."""
@@ -584,21 +626,21 @@ class SlowBatch:
                 branch.node.complete = True
                 finished.append(branch)
         assert len(set(finished)) == len(finished)
-        finished.sort(key=lambda branch: branch.number)
-        before = self._pinned()
-        for branch in finished:
+        decoded = sorted((b for b in finished if b.ticks), key=lambda branch: branch.number)
+        for branch in decoded + this.prefilled:
             branch.finish_tick, branch.finish_s = self.tick, self.now
-            self.running.remove(branch)
-        self._stamp_unpinned(before, this.number)
-        return finished
+            self._stop(branch, this.number)
+        return sorted(finished, key=lambda branch: branch.number)
 
     # ------------------------------------------------------------------ invariants
 
     def check(self) -> None:
         """Everything that must hold between ticks."""
         p = self.settings.block_size
-        owned = [page for node in self.nodes for page in node.pages]
-        assert sorted(self.free + owned) == list(range(self.settings.num_gpu_blocks))
+        pinned = self._pinned()
+        lru = self.settings.reclaim == "lru"
+        held = [page for n in self.nodes if n in pinned or not lru for page in n.pages]
+        assert sorted(self.free + held) == list(range(self.settings.num_gpu_blocks))
         assert sum(self.used_pages()) == self.settings.num_gpu_blocks
         slots = [slot for node in self.nodes for slot in node.slots]
         assert len(set(slots)) == len(slots), "two tokens in one slot"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from models.attention_grid import Lines, Skew
 from models.latency import StepCost
 from sim.batch import Batch, Settings
 from sim.kv import DoesNotFitError
@@ -34,6 +35,10 @@ class World:
     longest_prompt: int
     longest_step: int
     prefixes: bool
+    reclaim: str = "youngest"
+    prefix_caching: bool = True
+    reserve_full_isl: bool = False
+    timed: bool = False
 
     def engine(self) -> dict[str, Any]:
         names = (
@@ -42,10 +47,39 @@ class World:
         )
         return {name: getattr(self, name) for name in names.split()}
 
+    def vllm(self, prefix: str = "") -> dict[str, Any]:
+        """What vLLM calls otherwise than the reference does."""
+        return {
+            "reclaim": self.reclaim,
+            "enable_prefix_caching": self.prefix_caching,
+            "scheduler_reserve_full_isl": self.reserve_full_isl,
+        }
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "reclaim": self.reclaim,
+            "prefix_caching": self.prefix_caching,
+            "reserve_full_isl": self.reserve_full_isl,
+        }
+
     def cost(self) -> StepCost:
-        return StepCost.linear(
+        cost = StepCost.linear(
             1e-2, per_decode=1e-4, per_prefill=3e-5, kv=1e-6, saturation=self.saturation, copy=1e-7
         )
+        return replace(cost, lines=timed_lines, skew=SKEW) if self.timed else cost
+
+
+SKEW = Skew({False: ((4, 0.2), (64, 0.1)), True: ((64, 0.4),)})
+
+
+def timed_lines(b: int, c: int) -> Lines:
+    """Reading in straight pieces that break every few tokens a decoder, dearer beside a chunk."""
+    factor = 1.7 if c else 1.0
+    return Lines(
+        (0.0, 5.0 * b, 11.0 * b, 40.0 * b),
+        (1e-5, 1e-5, 1e-5 + 6e-6 * b * factor, 1e-5 + 64e-6 * b * factor),
+        (0.0, 1e-6 * factor, 2e-6 * factor, 1e-6 * factor),
+    )
 
 
 worlds = st.builds(
@@ -64,6 +98,10 @@ worlds = st.builds(
     longest_prompt=st.sampled_from([1, 20, 60]),
     longest_step=st.sampled_from([1, 9, 30]),
     prefixes=st.booleans(),
+    reclaim=st.sampled_from(["youngest", "lru"]),
+    prefix_caching=st.sampled_from([True, True, False]),
+    reserve_full_isl=st.booleans(),
+    timed=st.booleans(),
 )
 
 
@@ -154,7 +192,7 @@ class Fast:
     """Adapts the batch to the reference's interface."""
 
     def __init__(self, world: World) -> None:
-        self.batch = Batch(Settings(**world.engine()), world.cost())
+        self.batch = Batch(Settings(**world.engine(), **world.vllm()), world.cost())
         self.given = self.batch.given
         self.prefill = self.batch.prefill
         self.branch = self.batch.branch
@@ -177,7 +215,7 @@ class Slow(slow.SlowBatch):
 
 
 def play_slow(world: World) -> tuple[list[Any], Any]:
-    engine = Slow(slow.Settings(**world.engine()), world.cost())
+    engine = Slow(slow.Settings(**world.engine(), **world.plain()), world.cost())
     script = Script(world, engine)
     script.arrive(0, False)
     for _ in range(20_000):
