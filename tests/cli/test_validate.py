@@ -71,7 +71,7 @@ def test_an_engine_that_is_the_model_itself_is_met_exactly(measured: tuple[Path,
     assert found["holds"]
     for metric in found["metrics"].values():
         assert all(abs(error) < 1e-6 for error in metric["error"].values())
-        assert metric["ks"] < 1e-9 or metric["ks"] <= 1 / 40
+        assert metric["ks"] < 1.5 / 40  # rounding may swap two requests
 
 
 @pytest.mark.parametrize(
