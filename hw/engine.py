@@ -7,6 +7,7 @@ graphs) and on a CPU (hw/cpu.py).
 
 from __future__ import annotations
 
+import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -93,10 +94,18 @@ class Engine:
         self.ctas = 264
         if self.device.type == "cuda":
             self.ctas = 2 * torch.cuda.get_device_properties(self.device).multi_processor_count
+        self.padded = False  # decode-only ticks run as graphs of padded size
         self.seed = seed
         self.inverse_temperature = 1.0 / temperature
         self.ticks = 0
         self._make_room()
+
+    @property
+    def described(self) -> str:
+        """The device in words."""
+        if self.device.type == "cuda":
+            return str(self.torch.cuda.get_device_name(self.device))
+        return f"CPU ({platform.machine()}, {self.torch.get_num_threads()} thread(s))"
 
     def _make_room(self) -> None:
         """Everything that kernels read or write lies still, so that a graph can be replayed."""

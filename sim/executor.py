@@ -27,6 +27,9 @@ class RealEngine(Protocol):
     def reset(self) -> None:
         """Forget all pages, as for a new batch."""
 
+    def free_stack(self) -> Ints:
+        """The pages that are free by the engine's own books, the next one last."""
+
 
 @dataclass(frozen=True, slots=True)
 class Played:

@@ -51,7 +51,8 @@ class TickRow:
     attended: int
     context: float
     copied: int
-    pages_held: int  # not free: pinned and cached
+    pages_held: int  # counted by the batch: pinned and cached
+    pages_named: int  # handed to the engine and not taken back
     pages_pinned: int
     finished: tuple[int, ...]  # numbers of the branches that ended
 
@@ -64,7 +65,7 @@ class Log:
 
 
 class Stepper(Replica):
-    """One batch and the engine that executes it. On the clock `wall` the environment must run in real time."""
+    """One new batch and the engine that executes it, which forgets all pages first. On the clock `wall` the environment must run in real time."""
 
     __slots__ = ("executor", "engine", "device", "log", "clock", "_played", "_computed")
 
@@ -83,6 +84,8 @@ class Stepper(Replica):
         super().__init__(env, batch, pool, 0)
         self.executor = Executor(batch, vocab)
         self.engine = engine
+        if engine is not None:
+            engine.reset()
         self.device = device
         self.log = log
         self.clock = clock
@@ -130,12 +133,19 @@ class Stepper(Replica):
                 played.context,
                 played.copied,
                 tree.total - tree.free,
+                tree.total - len(self.executor.pages.stack),
                 tree.total - tree.free - tree.cached,
                 tuple(branch.number for branch in played.finished),
             )
         )
         self.running_s += (over - begin) * played.decoders
         env.timeout(over - asked).callbacks.append(self._wake)
+
+    def books_agree(self) -> bool:
+        """Whether the engine's own stack of free pages is the one kept here, page for page."""
+        if self.engine is None:
+            return True
+        return bool(self.engine.free_stack().tolist() == self.executor.pages.stack)
 
     def _start(self, _: Any) -> None:
         self._computed = process_time()

@@ -60,6 +60,8 @@ class Ghost:
         self.pool = np.full((pages, page), -1, np.int64)
         self.free = np.ones(pages, bool)
         self.rows: list[int] = []
+        self.stack = list(range(pages - 1, -1, -1))
+        self.padded, self.described = False, "a stand-in"
         self.checked = 0
 
     def run(self, tick: Tick) -> Any:
@@ -94,8 +96,14 @@ class Ghost:
     def reset(self) -> None:
         self.free[:] = True
         self.pool[:] = -1
+        self.stack = list(range(len(self.free) - 1, -1, -1))
+
+    def free_stack(self) -> Any:
+        return np.asarray(self.stack)
 
     def _books(self, tick: Tick) -> None:
+        self.stack += sorted(tick.freed.tolist())
+        assert [self.stack.pop() for _ in tick.taken] == tick.taken.tolist()
         assert not self.free[tick.freed].any()
         self.free[tick.freed] = True
         self.pool[tick.freed] = -1
