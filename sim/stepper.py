@@ -7,7 +7,7 @@ process computed for it: where others use the same cores, the wall measures them
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from time import monotonic, process_time
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from simpy.rt import RealtimeEnvironment
 
 from sim.batch import Batch
 from sim.executor import Executor, Played, RealEngine
-from sim.kv import DoesNotFitError
+from sim.kv import DoesNotFitError, KvNode
 from sim.replica import Replica
 
 Clock = Literal["charged", "wall", "cpu"]
@@ -178,6 +178,14 @@ class Stepper(Replica):
             self._pending.append((0, action, arguments))
         else:
             super()._act(0, action, arguments)
+
+    def drop(self, nodes: Iterable[KvNode]) -> None:
+        """Forget subtrees when the tick is over: the engine is at work on them until then."""
+        if self._stretch is None:
+            super().drop(nodes)
+            return
+        for node in nodes:
+            self.do(self.batch.drop, node)
 
 
 def wall_now(env: simpy.Environment) -> float:

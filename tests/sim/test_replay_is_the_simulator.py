@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from hw.engine_step import Tick
@@ -186,7 +186,7 @@ def house(
 
 def outcome(made: House) -> list[Any]:
     """What every search came to, without its times."""
-    ends = [(q.settle(), q.preemptions, q.peak_pages, q.world.tree()) for q in made.queries]
+    ends = [(q.settle(), q.preemptions, q.world.tree()) for q in made.queries]
     replicas = [
         (r.batch.tick, r.batch.num_preemptions, r.batch.tree.reclaimed) for r in made.replicas
     ]
@@ -217,21 +217,42 @@ def same(simulated: House, replayed: House) -> None:
         mine.executor.pages.check()
 
 
-@settings(max_examples=20)
-@given(
-    seed=st.integers(0, 2**32),
-    pages=st.integers(40, 160),
-    seqs=st.sampled_from([3, 8, 64]),
-    tokens=st.sampled_from([16, 100, 2048]),
-    fork=st.sampled_from(["copy_tail", "recompute_tail"]),
-    page=st.sampled_from([4, 16]),
-    searches=st.sampled_from([None, 2]),
-)
+SITUATIONS = {
+    "seed": st.integers(0, 2**32),
+    "engine": st.builds(
+        lambda pages, page, seqs, tokens, searches, fork: Settings(
+            pages * 16 // page, page, seqs, tokens, searches, "tree", fork
+        ),
+        st.integers(40, 160),
+        st.sampled_from([4, 16]),
+        st.sampled_from([3, 8, 64]),
+        st.sampled_from([16, 100, 2048]),
+        st.sampled_from([None, 2]),
+        st.sampled_from(["copy_tail", "recompute_tail"]),
+    ),
+}
+UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)  # a smaller failing world takes minutes
+
+
+@settings(max_examples=8, phases=UNSHRUNK)
+@given(**SITUATIONS)
 def test_events_and_pages_are_the_simulators_whatever_the_pressure(
-    seed: int, pages: int, seqs: int, tokens: int, fork: Any, page: int, searches: int | None
+    seed: int, engine: Settings
 ) -> None:
-    engine = Settings(pages * 16 // page, page, seqs, tokens, searches, "tree", fork)
+    check_world(seed, engine)
+
+
+@pytest.mark.slow
+@settings(max_examples=80, phases=UNSHRUNK)
+@given(**SITUATIONS)
+def test_so_they_are_in_many_worlds(seed: int, engine: Settings) -> None:
+    check_world(seed, engine)
+
+
+def check_world(seed: int, engine: Settings) -> None:
+    """Some searches under these limits, simulated and replayed with a stand-in engine that sees every page."""
     simulated, _ = house(engine, engine, seed=seed)
+    page = engine.block_size
     ghosts = (Ghost(engine.num_gpu_blocks, page), Ghost(engine.num_gpu_blocks, page))
     replayed, log = house(engine, engine, ghosts, seed=seed)
     same(simulated, replayed)
