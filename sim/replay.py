@@ -128,7 +128,7 @@ def _fit(found: Fit) -> dict[str, Any]:
         "mixed_s": {str(c): cost.base_s(1, c) for c in (15, 63, 255, 511, 2047)},
         "kv_s": cost.kv_s,
         "saturation": cost.saturation,
-        "context_s": cost.expanded_s,
+        "context_s": cost.context_s(1),
         "copy_s": cost.copy_s,
     }
 

@@ -224,8 +224,7 @@ def _fitted(weights: Floats, error: Floats, saturation: float, padded: bool) -> 
         label="measured on this rig",
         source_kind="measured",
         error=f"median {np.median(error):.1%}, p90 {np.quantile(error, 0.9):.1%} of its own ticks",
-        expand_s=0.0,  # context costs what it costs per (context token, chunk token)
-        expanded_s=float(weights[k + r + 1]),
+        chunk_s=Proportional(float(weights[k + r + 1])),
     )
     return Fit(cost, float(np.median(error)), float(np.quantile(error, 0.9)), len(error))
 
@@ -243,6 +242,17 @@ class Step:
         if c:
             return float(np.dot(_ramps(b + c, ROW_KNOTS), self.mixed))
         return float(np.dot(_ramps(_padded(b) if self.padded else b, KNOTS), self.decode))
+
+
+@dataclass(frozen=True, slots=True)
+class Proportional:
+    """Seconds per context token of a chunk of c tokens: `pair_s` for each of the chunk's tokens."""
+
+    pair_s: float
+
+    def __call__(self, c: int) -> float:
+        """Return the seconds per context token of a chunk of c tokens."""
+        return self.pair_s * c
 
 
 def _padded(b: int) -> int:
