@@ -1,7 +1,7 @@
 # One word each: run, test, lint, dash, bench, gpu. Needs make (3.81 or later), pip (22.3 or later) and a Python 3.11 to 3.13.
 # Everything goes into .venv; nothing is installed again until pyproject.toml or constraints.txt change, so a second run works offline.
 .DEFAULT_GOAL := help
-.PHONY: help run test slow lint dash bench gpu readme clean FORCE
+.PHONY: help run test slow screenshots lint dash bench gpu readme clean FORCE
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -22,6 +22,7 @@ help:
 	@echo "make bench   how fast the simulator is, beside raw SimPy on the same machine"
 	@echo "make gpu     what needs an NVIDIA GPU"
 	@echo "make readme  put the report of \`make run\`, and the tree, into README.md"
+	@echo "make screenshots  take the pictures of the page in docs/pictures (needs a Chromium)"
 	@echo "make clean   remove what was built; runs/ and $(VENV) stay"
 	@echo
 	@echo "Another interpreter: make run PYTHON=/path/to/python3.12"
@@ -32,7 +33,7 @@ run: $(STAMPS)/core
 test: $(STAMPS)/test $(PAGE)
 	@$(PY) -m pytest -n 2 --dist loadfile -m "not slow and not e2e"
 
-slow: $(STAMPS)/test $(PAGE)
+slow: $(STAMPS)/test $(PAGE) $(STAMPS)/e2e
 	@$(PY) -m pytest -n 2 --dist loadfile -m "slow or e2e" || [ $$? -eq 5 ]
 
 lint: $(STAMPS)/test
@@ -60,6 +61,11 @@ readme: $(STAMPS)/core
 	@COLUMNS=100 $(VENV)/bin/treeline run scenarios/quickstart.yaml --out runs/quickstart --force --quiet > build/quickstart.txt
 	@$(PY) tests/readme.py build/quickstart.txt
 	@echo "README.md holds the report of scenarios/quickstart.yaml as of now."
+
+screenshots: $(STAMPS)/test $(PAGE) $(STAMPS)/e2e
+	@$(PY) -m pytest -q tests/e2e -k "quickstart or pictured"
+	@mkdir -p docs/pictures && for one in overview latency kv-memory-dark pricing; do cp build/screenshots/$$one.png docs/pictures/; done
+	@echo "docs/pictures holds the page as of now, on the quickstart."
 
 clean:
 	rm -rf build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -116,4 +122,10 @@ $(STAMPS)/dashboard: $(STAMPS)/core
 	@set -e; $(find_pip); \
 	echo "==> $(VENV): the page (streamlit, altair; once)"; \
 	$$pip install -c constraints.txt --no-build-isolation -e '.[dashboard]'; \
+	touch $@
+
+$(STAMPS)/e2e: $(STAMPS)/core
+	@set -e; $(find_pip); \
+	echo "==> $(VENV): playwright, which drives a Chromium of this machine (once)"; \
+	$$pip install -c constraints.txt --no-build-isolation -e '.[e2e]'; \
 	touch $@
