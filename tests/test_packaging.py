@@ -21,6 +21,7 @@ import pytest
 import treeline
 from tests import readme
 
+MADE = {"test", "dashboard", "e2e"}  # the extras that make installs
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT: Mapping[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DATA = {".yaml", ".json", ".cu", ".parquet", ".py"}
@@ -107,7 +108,7 @@ def test_all_that_make_installs_is_pinned_and_nothing_heavy_is() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     extras = PROJECT["optional-dependencies"]
-    wanted = [*PROJECT["dependencies"], *extras["test"], *extras["dashboard"]]
+    wanted = [*PROJECT["dependencies"], *(w for name in MADE for w in extras[name])]
     assert {bare(requirement) for requirement in wanted} <= pins.keys()
     assert all(re.fullmatch(r"\d+(\.\w+)*", version) for version in pins.values())
     heavy = {
@@ -116,9 +117,9 @@ def test_all_that_make_installs_is_pinned_and_nothing_heavy_is() -> None:
     assert not heavy & pins.keys()
 
 
-def test_make_installs_no_extra_but_test_and_dashboard() -> None:
+def test_make_installs_no_extra_but_those_it_needs() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    assert set(re.findall(r"'\.\[(.*?)\]'", makefile)) == {"test", "dashboard"}
+    assert set(re.findall(r"'\.\[(.*?)\]'", makefile)) == MADE
     assert "torch" not in makefile
 
 
