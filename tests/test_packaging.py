@@ -128,7 +128,7 @@ def test_the_extras_that_the_command_line_offers_are_those_of_the_package() -> N
         name: set(map(bare, items)) for name, items in PROJECT["optional-dependencies"].items()
     }
     offered = {name: set(packages.split()) for name, (_, packages) in treeline.EXTRAS.items()}
-    assert offered == {name: items for name, items in extras.items() if name != "test"}
+    assert offered == {name: items for name, items in extras.items() if name not in ("test", "e2e")}
 
 
 def test_make_help_names_every_target() -> None:
