@@ -551,6 +551,7 @@ def validate(
     device: Annotated[
         str | None, typer.Option("--device", "-d", metavar="NAME", help="Its device.")
     ] = None,
+    set_: Set = None,
     scenario: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the scenario that is played here.")
     ] = None,
@@ -571,6 +572,7 @@ def validate(
 
     \b
     Example: treeline validate data/vllm_rtx4090
+             treeline validate data/vllm_rtx4090 --set fleet.engine.kv.reclaim=youngest
              treeline validate result.json --engine my-engine.yaml
     """
     from dashboards.commands.validate import document, picture, validate_run
@@ -582,6 +584,7 @@ def validate(
             run,
             engine=engine,
             device=device,
+            changes=set_ or (),
             scenario=scenario,
             diagnosis=diagnosis,
             force=force,

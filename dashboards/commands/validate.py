@@ -32,12 +32,15 @@ def validate_run(
     *,
     engine: str | None,
     device: str | None,
+    changes: Sequence[str] = (),
     scenario: str | None,
     diagnosis: bool,
     force: bool,
     tell: Tell | None,
 ) -> Validation:
     """Read a measured run, play it, compare. With `scenario` the scenario played is written there.
+
+    `changes` are `a.b.c=value` overrides of that scenario.
 
     Raises: UserError for what cannot be read, named or played.
     """
@@ -51,7 +54,9 @@ def validate_run(
             raise UserError(f"{scenario} exists already. Name another, or add --force.") from None
         except OSError as error:
             raise UserError(f"{scenario} cannot be written: {error.strerror}.") from None
-    return validate(run, resolve(loads(text, "mirror")), diagnosis=diagnosis, progress=tell)
+    return validate(
+        run, resolve(loads(text, "mirror", changes)), diagnosis=diagnosis, progress=tell
+    )
 
 
 def document(found: Validation) -> dict[str, Any]:
