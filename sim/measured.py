@@ -152,6 +152,11 @@ def _bundle(path: Path) -> Measured:
 
 
 def _engine(path: Path, meta: Mapping[str, Any]) -> Engine:
+    """The engine's settings; what a run does not record is the default of its version.
+
+    Source: vLLM release notes: async scheduling by default since 0.14; a resolved configuration of 0.19
+    has scheduler_reserve_full_isl, on.
+    """
     resolved, given = _mapping(meta, "resolved_config"), _mapping(meta, "engine_kwargs")
     cache, scheduler = _mapping(resolved, "cache_config"), _mapping(resolved, "scheduler_config")
     parallel, model = _mapping(resolved, "parallel_config"), _mapping(resolved, "model_config")
@@ -167,6 +172,11 @@ def _engine(path: Path, meta: Mapping[str, Any]) -> Engine:
         found = (place[name] for place in places if place.get(name) is not None)
         return next(found, default)
 
+    def newer(*than: int) -> bool:
+        """Whether the engine has what vLLM turned on by default in a version."""
+        parts = str(meta.get("vllm_version") or "").split(".")[:2]
+        return tuple(int(part) for part in parts if part.isdigit()) >= than
+
     blocks = setting("num_gpu_blocks", None, kv)
     if type(blocks) is not int or blocks < 2:
         fail(path, 0, "has no kv_cache.num_gpu_blocks", "it is the first thing to know of a run")
@@ -180,9 +190,11 @@ def _engine(path: Path, meta: Mapping[str, Any]) -> Engine:
         max_num_seqs=setting("max_num_seqs", 256, scheduler, given),
         max_num_batched_tokens=setting("max_num_batched_tokens", 2048, scheduler, given),
         tensor_parallel_size=setting("tensor_parallel_size", 1, parallel, given),
-        async_scheduling=bool(setting("async_scheduling", False, scheduler, given)),
+        async_scheduling=bool(setting("async_scheduling", newer(0, 14), scheduler, given)),
         enable_prefix_caching=bool(setting("enable_prefix_caching", True, kv, given)),
-        scheduler_reserve_full_isl=bool(setting("scheduler_reserve_full_isl", True, scheduler)),
+        scheduler_reserve_full_isl=bool(
+            setting("scheduler_reserve_full_isl", newer(0, 19), scheduler)
+        ),
         enforce_eager=bool(setting("enforce_eager", False, model, given)),
     )
 

@@ -57,6 +57,14 @@ def test_the_engine_is_read_from_what_it_resolved_then_from_what_it_was_given(tm
     assert not engine.enable_prefix_caching
 
 
+@pytest.mark.parametrize(("version", "on"), [("0.19.0", True), ("0.13.1", False), ("", False)])
+def test_what_a_run_does_not_record_is_the_default_of_its_version(tmp_path, version, on):
+    meta = META | {"vllm_version": version, "resolved_config": {}}
+    engine = read_measured(bundle(tmp_path, [row(0, 0, 1, 2)], meta)).engine
+    assert engine is not None
+    assert (engine.async_scheduling, engine.scheduler_reserve_full_isl) == (on, on)
+
+
 def test_requests_that_never_finished_are_left_out_and_counted(tmp_path):
     unfinished = row(0, 0, 1, 2) | {"last_token_ts": None}
     run = read_measured(bundle(tmp_path, [row(0, 0, 1, 2), unfinished]))
