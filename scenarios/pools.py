@@ -28,7 +28,11 @@ class Latency(Strict):
 
 
 class Engine(Strict):
-    """The engine's own settings, by vLLM's names and with its defaults."""
+    """The engine's own settings, by vLLM's names.
+
+    Defaults are vLLM's, but for async_scheduling (on since 0.14) and scheduler_reserve_full_isl (on in
+    0.19). What each does to a tick: docs/engine.md.
+    """
 
     max_num_seqs: Whole = 256
     max_num_batched_tokens: Whole = 8192
