@@ -3,6 +3,7 @@
 from dashboards.charts.base import PALETTE, POINTS, Chart
 from dashboards.charts.capacity import goodput
 from dashboards.charts.changes import changes
+from dashboards.charts.hardware import expansion, of_the_floor, roofline
 from dashboards.charts.kv import kv_over_time, load_over_time, pages_by_tier
 from dashboards.charts.latency import (
     METRICS,
@@ -30,6 +31,7 @@ __all__ = [
     "accuracy_by_compute",
     "by_difficulty",
     "changes",
+    "expansion",
     "goodput",
     "joint",
     "kv_over_time",
@@ -37,9 +39,11 @@ __all__ = [
     "load_over_time",
     "marginals",
     "money",
+    "of_the_floor",
     "over_time",
     "pages_by_tier",
     "reliability",
+    "roofline",
     "time_spent",
     "transfers",
     "waterfall",

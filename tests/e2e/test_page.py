@@ -28,6 +28,7 @@ PAGES = {
     "compare": "Compare",
     "scenario": "Scenario",
     "runs": "Runs",
+    "hardware": "Hardware",
 }
 QUIET = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
