@@ -92,7 +92,7 @@ class Replica:
             self._schedule(ticks, max(now, self._began + stretch.seconds(ticks)))
 
     def drop(self, nodes: Iterable[KvNode]) -> None:
-        """Forget subtrees: at once where that changes nothing of the stretch, else as `do` does."""
+        """Forget subtrees: as `do` does, but without ending a stretch of which it changes nothing."""
         batch = self.batch
         for node in nodes:
             if node.dropped:
@@ -101,10 +101,18 @@ class Replica:
                 batch.drop(node)
                 if batch.ready:
                     self._soon()
-            elif batch.droppable(node):
-                batch.drop(node)
-            else:
+            elif not self._dropped(node):
                 self._act(0, batch.drop, (node,))
+
+    def _dropped(self, node: KvNode) -> bool:
+        """Drop `node` in the middle of a stretch, if it is idle and the stretch goes on after this tick."""
+        stretch = self._stretch
+        if stretch is None or self._ends == 1 or not self.batch.droppable(node):
+            return False
+        if self.env.now > self._began + stretch.seconds(self._ends - 1):
+            return False
+        self.batch.drop(node)
+        return True
 
     # -- the clock ------------------------------------------------------------------------------------
 
