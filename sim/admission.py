@@ -14,20 +14,22 @@ from sim.kv import FILLING, WAITING, DoesNotFitError, KvNode, Query, does_not_fi
 if TYPE_CHECKING:
     from sim.batch import Batch
 
-Chunks = list[tuple[Query, int, int]]
+Chunks = list[tuple[Query, int, float]]
 Copied = list[tuple[Query, int]]
 
 
 def admit(batch: Batch, budget: int, chunks: Chunks, copied: Copied) -> bool:
     """Admit with `budget` tokens; return whether the next tick should try again.
 
-    Appends (query, tokens, context) of each prefill chunk and (query, tokens) of each copied tail.
+    Appends (query, tokens, seconds of attention) of prefill chunks and (query, tokens) of each copied tail.
     Raises: DoesNotFitError if nothing runs and the head of waiting needs more than the pool.
     """
     tree = batch.tree
     settings = batch.settings
     limit = settings.max_active_searches or 1 << 62
-    places = settings.max_num_seqs - batch.decoders - len(batch._late) - len(batch._filled)
+    places = settings.max_num_seqs - batch.decoders - len(batch._late)
+    for nodes, _ in batch._filled:
+        places -= len(nodes)
     while True:
         branch = batch._head()
         if branch is None or places <= 0:
@@ -35,6 +37,12 @@ def admit(batch: Batch, budget: int, chunks: Chunks, copied: Copied) -> bool:
         query = branch.query
         if not query.active and batch.active_searches >= limit:
             return False
+        if not (branch.ticks or branch.resident):
+            admitted, spent = _admit_scored(batch, branch, places, budget, chunks)
+            if admitted:
+                places -= admitted
+                budget -= spent
+                continue
         missing: list[KvNode] = []
         lacking = context = unpinned = 0
         step: KvNode | None = branch
@@ -79,17 +87,13 @@ def admit(batch: Batch, budget: int, chunks: Chunks, copied: Copied) -> bool:
             batch._pin(branch)
             tree.take(need)
             brought = batch._bring(missing, chunk)
-            chunks.append((query, chunk, context))
+            chunks.append((query, chunk, batch.context_s(chunk, context)))
             branch.state = FILLING
             if chunk < compute:
                 query.fill = 1
                 batch.fill = Fill(branch, missing, compute - chunk, context + brought)
                 return False
             batch._complete_prefill(branch, copied)
-            if not branch.ticks and places > 0 and budget > 1:
-                more, spent = _admit_given(batch, branch, places, budget, chunks)
-                places -= more
-                budget -= spent
         else:
             tree.take(need)
             batch._copy_tail(branch, copied)
@@ -157,47 +161,64 @@ def _admit_decoders(batch: Batch, first: KvNode, need: int, room: int, copied: C
     return len(nodes)
 
 
-def _admit_given(
+def _admit_scored(
     batch: Batch, first: KvNode, places: int, budget: int, chunks: Chunks
 ) -> tuple[int, int]:
-    """Admit siblings of `first`, to be scored whole in this tick; return how many, and tokens.
+    """Admit `first`, a node to be scored, and its siblings, each whole in this tick.
 
-    The path that they share is pinned by `first` until the tick is over.
+    Returns how many, and their tokens: none where the path above `first` is not resident, or `first` does
+    not fit whole. The path is pinned once for all of them until the tick is over.
     """
-    tree = batch.tree
-    query = first.query
-    waiting = query.waiting
     up = first.up
-    if up is None:
+    query = first.query
+    if up is None or first.fills or first.decoders or not first.want or not query.active:
         return 0, 0
-    context = 0
+    context = unpinned = 0
     step: KvNode | None = up
     while step is not None:
-        context += step.resident
+        resident = step.resident
+        if resident < step.want:
+            return 0, 0
+        context += resident
+        if not step.decoders and not step.fills:
+            unpinned += step.pages
         step = step.up
-    admitted = spent = 0
-    while waiting and admitted < places:
-        node = waiting[0]
+    tree = batch.tree
+    p = batch.block_size
+    available = tree.free + tree.cached - unpinned
+    waiting = query.waiting
+    nodes: list[KvNode] = []
+    tokens = pages = 0
+    seconds = 0.0
+    node = first
+    while len(nodes) < places:
         want = node.want
-        if node.state != WAITING or node.ticks or node.up is not up:
+        if tokens + want >= budget:
             break
-        if node.resident or node.fills or node.decoders or not want:
-            break
-        compute = want + 1
-        if compute > budget - spent:
-            break
-        need = tree.pages_of(node, want)
-        if need > tree.free + tree.cached:
+        offset = node.offset
+        own = (offset + want - 1) // p if offset else (want + p - 1) // p
+        if pages + own > available:
             break
         waiting.popleft()
-        tree.take(need)
-        node.resident = want
-        node.pages = need
-        node.fills = 1
+        pages += own
+        tokens += want + 1
+        seconds += batch.context_s(want + 1, context)
         node.state = FILLING
-        chunks.append((query, compute, context))
-        batch._filled.append((node, False))
-        admitted += 1
-        spent += compute
-    batch.waiting_branches -= admitted
-    return admitted, spent
+        node.fills = 1
+        node.resident = want
+        node.pages = own
+        nodes.append(node)
+        if not waiting:
+            break
+        node = waiting[0]
+        if node.up is not up or node.state != WAITING or node.ticks or node.resident:
+            break
+        if node.fills or node.decoders or not node.want:
+            break
+    if nodes:
+        batch.waiting_branches -= len(nodes)
+        batch._pin(up)
+        tree.take(pages)
+        chunks.append((query, tokens, seconds))
+        batch._filled.append((nodes, up))
+    return len(nodes), tokens

@@ -219,7 +219,7 @@ class Batch(Ledger):
         """Schedule the next tick; where it only decodes, the regime that follows starts with it."""
         cost = self.cost
         self.tree.tick = self.tick
-        chunks: list[tuple[Query, int, int]] = []  # (query, tokens, context) of each prefill chunk
+        chunks: list[tuple[Query, int, float]] = []  # (query, tokens, seconds of attention)
         copied: list[tuple[Query, int]] = []
         preempted, budget = self._run_first(chunks, copied)
         if not preempted and self.fill is None:
@@ -247,8 +247,7 @@ class Batch(Ledger):
                 seconds += self._reading(plain, prefill_tokens, 1)[0]
         if prefill_tokens:
             prefill /= prefill_tokens
-            for query, tokens, context in chunks:
-                context_s = cost.context_s(tokens) * (context + tokens / 2)
+            for query, tokens, context_s in chunks:
                 seconds += context_s
                 bills.append((query, prefill * tokens + context_s))
             self.computed_tokens += prefill_tokens
@@ -258,7 +257,7 @@ class Batch(Ledger):
         return stretch
 
     def _run_first(
-        self, chunks: list[tuple[Query, int, int]], copied: list[tuple[Query, int]]
+        self, chunks: list[tuple[Query, int, float]], copied: list[tuple[Query, int]]
     ) -> tuple[bool, int]:
         """Give running branches their pages, preempting from the tail; return (preempted, budget left)."""
         tree = self.tree
@@ -284,7 +283,7 @@ class Batch(Ledger):
         tree.take(phases[phase] + fill_pages)
         if fill is not None and chunk:
             branch = fill.branch
-            chunks.append((branch.query, chunk, fill.context))
+            chunks.append((branch.query, chunk, self.context_s(chunk, fill.context)))
             fill.context += self._bring(fill.missing, chunk)
             fill.left -= chunk
             if not fill.left:
@@ -335,7 +334,7 @@ class Batch(Ledger):
             if not branch.written and branch.parent is not None:
                 self._merging.add(branch.parent)
         else:
-            self._filled.append((branch, True))
+            self._filled.append(([branch], branch))
 
     def _copy_tail(self, branch: KvNode, copied: list[tuple[Query, int]]) -> None:
         """Copy the tail of a fork's path into its own first pages."""
@@ -410,29 +409,35 @@ class Batch(Ledger):
             self._join_late()
         finished = self._finished()
         if self._filled:
-            self._release_filled()
-            for branch, _ in self._filled:
-                branch.state = DONE
-                branch.query.flight -= 1
-                finished.append(branch)
+            for nodes, pinned in self._filled:
+                self._release(nodes, pinned)
+                finished += nodes
             finished.sort(key=_number)
-            self.prefills += len(self._filled)
             self._filled.clear()
             self.ready = True
         return finished
 
-    def _release_filled(self) -> None:
-        """Unpin what was scored: each branch's own node, and a path after the last that it was pinned for."""
+    def _release(self, nodes: list[KvNode], pinned: KvNode) -> None:
+        """Unpin what was scored together: each branch's own node, then the path pinned for all of them."""
         tree = self.tree
-        path: KvNode | None = None
-        for branch, pinned in self._filled:
-            if pinned:
-                self._unpin(path)
-                path = branch.up
-            branch.fills -= 1
-            if not branch.fills and not branch.decoders:
-                tree.unpinned(branch)
-        self._unpin(path)
+        query = nodes[0].query
+        query.flight -= len(nodes)
+        self.prefills += len(nodes)
+        pages = 0
+        for node in nodes:
+            node.state = DONE
+            if node is pinned:
+                break
+            node.fills = 0
+            if tree.plain:
+                pages += node.pages
+            else:
+                tree.unpinned(node)
+        if pages:
+            tree.cached += pages
+            if not query.reclaimable:
+                tree.reclaimable(query)
+        self._unpin(pinned)
 
     def _join_late(self) -> None:
         late = self._late
@@ -551,6 +556,18 @@ class Batch(Ledger):
             if node.cohort is cohort
         ]
 
+    def completing(self) -> list[KvNode]:
+        """Return the branches whose path becomes complete with the tick under way, in order of admission."""
+        late = [branch for branch, _ in self._late]
+        return late + [branch for nodes, _ in self._filled for branch in nodes]
+
+    def context_s(self, tokens: int, context: int) -> float:
+        """Return the seconds in which a prefill chunk of `tokens` tokens attends to those before it."""
+        each = self._context_s.get(tokens)
+        if each is None:
+            each = self._context_s[tokens] = self.cost.context_s(tokens)
+        return each * (context + tokens / 2)
+
     def waiting_queries(self) -> int:
         """Return how many queries wait for their first admission."""
         return sum(not query.gone for _, query in self._new)
@@ -564,7 +581,7 @@ class Batch(Ledger):
                 first = cohort.nodes[0]
                 tokens = first.path - first.ticks - 1 + cohort.written + self.tick - cohort.joined
                 pages += cohort.count * -(-tokens // p)
-        for branch, _ in (*self._late, *self._filled):
+        for branch in self.completing():
             tokens = branch.path - 1 - max(0, branch.ticks - branch.written - 1)
             pages += -(-tokens // p)
         if self.fill is not None:

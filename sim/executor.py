@@ -73,7 +73,7 @@ class Executor:
             return None
         now = batch.tick
         decoding = batch.running()
-        completing = [branch for branch, _ in (*batch._late, *batch._filled)]
+        completing = batch.completing()
         filling = [batch.fill.branch] if batch.fill is not None else []
         read = batch.read + batch.read_saturated / batch.saturation
         finished = batch.advance(1)

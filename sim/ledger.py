@@ -36,6 +36,7 @@ class Ledger:
         self.saturation = cost.saturation
         self._kv_s = cost.kv_s
         self._decode_s: dict[int, float] = {}  # base_s(b, 0) by b
+        self._context_s: dict[int, float] = {}  # of a context token, by the chunk's tokens
         self.tick = 0
         self.fill: Fill | None = None
         self.decoders = 0
@@ -73,7 +74,9 @@ class Ledger:
         self._taken = 0  # pages that the first tick of a regime has taken already
         self._boundary = False
         self._late: list[tuple[KvNode, bool]] = []  # complete with this tick; (branch, is pinned)
-        self._filled: list[tuple[KvNode, bool]] = []  # prefill-only ones; (branch, holds its path)
+        self._filled: list[
+            tuple[list[KvNode], KvNode]
+        ] = []  # prefill-only ones, and whose path is pinned for them
         self._merging: set[KvNode] = (
             set()
         )  # parents whose last token's logits are there in this tick
