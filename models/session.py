@@ -13,6 +13,7 @@ token budget. So the same search grows the same tree everywhere.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Final, Literal, Protocol
 
 from models.tree import (
@@ -29,6 +30,8 @@ from models.tree import (
     Search,
     Until,
 )
+
+Kind = Literal["grow", "score"]
 
 RESERVE_DIVISOR: Final = 5
 """A budget keeps a fifth back until a trajectory is finished. Source: assumed, 2026-11-23."""
@@ -66,30 +69,42 @@ class Work:
     `at` is the driver's own (a finish time, say); the session never reads it.
     """
 
-    __slots__ = ("at", "command", "kind", "node", "open")
+    __slots__ = ("at", "node", "open", "pending")
+    at: Any
 
-    def __init__(self, kind: Literal["grow", "score"], node: Node, command: int) -> None:
-        self.kind = kind
+    def __init__(self, node: Node, pending: Pending) -> None:
         self.node = node
-        self.command = command
+        self.pending = pending
         self.open = True
-        self.at: Any = None
+
+    @property
+    def kind(self) -> Kind:
+        """Whether the node is to be grown or scored."""
+        return self.pending.kind
+
+    @property
+    def command(self) -> int:
+        """The number of the command that asked for it."""
+        return self.pending.number
 
     def __repr__(self) -> str:
         return f"Work({self.kind}, node {node_path(self.node)}, command {self.command})"
 
 
-class _Pending:
-    """A command of which something is still in flight."""
+class Pending:
+    """A command of which something is still in flight: `left` of its `works`.
 
-    __slots__ = ("each", "kind", "left", "whole", "works")
+    Without `each` it is a barrier. A driver in a hurry may book a unit that is not the last of a barrier by
+    itself, which is all that `Session.complete` would do: `work.open = False; work.pending.left -= 1`.
+    """
 
-    def __init__(
-        self, kind: Literal["grow", "score"], works: list[Work], each: bool, whole: bool = False
-    ) -> None:
+    __slots__ = ("each", "kind", "left", "number", "whole", "works")
+
+    def __init__(self, kind: Kind, number: int, each: bool, whole: bool = False) -> None:
         self.kind = kind
-        self.works = works
-        self.left = len(works)
+        self.number = number
+        self.works: list[Work] = []
+        self.left = 0
         self.each = each
         self.whole = whole  # grows whole answers
 
@@ -104,15 +119,15 @@ def node_path(node: Node) -> tuple[int, ...]:
     return tuple(reversed(ordinals))
 
 
-def _outcome(kind: Literal["grow", "score"], works: list[Work]) -> Outcome:
+def _outcome(kind: Kind, works: list[Work]) -> Outcome:
     nodes = tuple([work.node for work in works])
     return Grown(nodes) if kind == "grow" else Scored(nodes)
 
 
-def _below(node: Node | None, roots: set[Node]) -> bool:
-    """Say whether `node` or one of its ancestors is in `roots`."""
+def _below(node: Node | None, root: Node) -> bool:
+    """Say whether `node` is `root` or below it."""
     while node is not None:
-        if node in roots:
+        if node is root:
             return True
         node = node.parent
     return False
@@ -163,7 +178,7 @@ class Session:
         self._send = search.send
         self._grow = world.grow
         self._score = world.score
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, Pending] = {}
         self._scoring = 0  # how many of the pending commands are scores
         self._ready: deque[Outcome] = deque()  # outcomes that no work has to happen for
         self._gone: set[Node] = set()  # all roots of dropped subtrees
@@ -190,25 +205,47 @@ class Session:
         if not work.open:
             raise SearchError(f"{work!r} is not in flight: it was completed or cancelled before")
         work.open = False
-        node = work.node
-        pending = self._pending[work.command]
+        pending = work.pending
         pending.left -= 1
-        if work.kind == "grow":
-            self.tokens += node.tokens
-            self.expansions += 1
-            if node.done and node.answer is not None:
-                self.has_answer = True
-                self._reserve = self._kept = 0
-        else:
-            self._score(node)
-            self.scores += 1
-        if not pending.left:
-            self._close(work.command)
         if pending.each:
-            return self._resume(Grown((node,)) if work.kind == "grow" else Scored((node,)))
+            self._book(pending.kind, (work,))
+            if not pending.left:
+                self._close(pending)
+            node = work.node
+            return self._resume(Grown((node,)) if pending.kind == "grow" else Scored((node,)))
         if pending.left:
             return []
-        return self._resume(_outcome(work.kind, pending.works))
+        self._book(pending.kind, pending.works)
+        self._close(pending)
+        return self._resume(_outcome(pending.kind, pending.works))
+
+    def _book(self, kind: Kind, works: Sequence[Work]) -> None:
+        """Count completed units, and let the world score what was scored."""
+        if kind == "grow":
+            self.expansions += len(works)
+            for work in works:
+                node = work.node
+                self.tokens += node.tokens
+                if node.done and node.answer is not None:
+                    self.has_answer = True
+                    self._reserve = self._kept = 0
+            return
+        self.scores += len(works)
+        for work in works:
+            self._score(work.node)
+
+    def so_far(self) -> tuple[int, int, int]:
+        """Tokens, expansions and scores, those that are complete in open barriers included."""
+        tokens, expansions, scores = self.tokens, self.expansions, self.scores
+        for pending in self._pending.values():
+            if not pending.each:
+                done = [work.node for work in pending.works if not work.open]
+                if pending.kind == "grow":
+                    tokens += sum(node.tokens for node in done)
+                    expansions += len(done)
+                else:
+                    scores += len(done)
+        return tokens, expansions, scores
 
     def cut(self, reason: str, grace: int) -> list[Work]:
         """Stop the search now, as at a deadline: cancel what is in flight, leave `grace` tokens.
@@ -281,36 +318,39 @@ class Session:
                 if self._gone:
                     for node in command.nodes:
                         self._check_usable(node, "scores")
-                works = [Work("score", node, number) for node in command.nodes]
-                pending = _Pending("score", works, command.each)
+                pending = Pending("score", number, command.each)
+                works = [Work(node, pending) for node in command.nodes]
                 self._scoring += 1
             else:
-                works = self._expand(command, number)
-                pending = _Pending("grow", works, command.each, command.until != "step")
+                whole = command.until != "step"
+                pending = Pending("grow", number, command.each, whole)
+                works = self._expand(command, pending)
+            pending.works = works
+            pending.left = len(works)
             self._pending[number] = pending
             issued += works
             if not works:
-                self._close(number)
+                self._close(pending)
                 if not (pending.kind == "grow" and self._starved):
                     self._ready.append(_outcome(pending.kind, works))
 
-    def _expand(self, command: Expand, number: int) -> list[Work]:
+    def _expand(self, command: Expand, pending: Pending) -> list[Work]:
         n, until, cap, grow = command.n, command.until, command.cap, self._grow
         works: list[Work] = []
         if self._limited or command.inject:
-            self._expand_slowly(command, number, works)
+            self._expand_slowly(command, pending, works)
             return works
         for parent in command.parents:
             self._check_expandable(parent)
             first = parent.requested
             parent.requested = first + n
             works += [
-                Work("grow", grow(parent, ordinal, until, cap), number)
+                Work(grow(parent, ordinal, until, cap), pending)
                 for ordinal in range(first, first + n)
             ]
         return works
 
-    def _expand_slowly(self, command: Expand, number: int, works: list[Work]) -> None:
+    def _expand_slowly(self, command: Expand, pending: Pending, works: list[Work]) -> None:
         """Expand within the budgets, and after what is injected.
 
         Children are truncated in order of issue; one that would get no token is not grown at all.
@@ -338,7 +378,7 @@ class Session:
                 self._more -= 1
                 if node.tokens == room and not node.done:
                     self.cut_reason = self.cut_reason or "tokens"
-                works.append(Work("grow", node, number))
+                works.append(Work(node, pending))
 
     def _check_expandable(self, node: Node, inject: int = 0) -> None:
         if node.done and not inject:
@@ -347,8 +387,12 @@ class Session:
             self._check_usable(node, "expands")
 
     def _check_usable(self, node: Node, verb: str) -> None:
-        if _below(node, self._gone):
-            raise SearchError(f"the search {verb} node {node_path(node)}, which it dropped")
+        gone = self._gone
+        at: Node | None = node
+        while at is not None:
+            if at in gone:
+                raise SearchError(f"the search {verb} node {node_path(node)}, which it dropped")
+            at = at.parent
 
     def _drop(self, node: Node) -> bool:
         """Book a dropped subtree and say whether anything in flight was cancelled with it."""
@@ -358,25 +402,30 @@ class Session:
         if not self._pending or not (node.requested or self._scoring):
             return False
         cancelled = len(self.cancelled)
-        for number, pending in list(self._pending.items()):
+        for pending in list(self._pending.values()):
             if pending.kind == "grow" and not node.requested:
                 continue
-            kept = [work for work in pending.works if not _below(work.node, {node})]
+            kept = [work for work in pending.works if not _below(work.node, node)]
             if len(kept) == len(pending.works):
                 continue
             for work in pending.works:
-                if work.open and work not in kept:
-                    self._cancel(work)
+                if work not in kept:
+                    if work.open:
+                        self._cancel(work)
+                    elif not pending.each:
+                        self._book(pending.kind, (work,))
             pending.works = kept
             pending.left = sum(work.open for work in kept)
             if not pending.left:
-                self._close(number)
+                self._close(pending)
                 if kept and not pending.each:
+                    self._book(pending.kind, kept)
                     self._ready.append(_outcome(pending.kind, kept))
         return len(self.cancelled) > cancelled
 
-    def _close(self, number: int) -> None:
-        if self._pending.pop(number).kind == "score":
+    def _close(self, pending: Pending) -> None:
+        del self._pending[pending.number]
+        if pending.kind == "score":
             self._scoring -= 1
 
     def _withdraw(self, issued: list[Work]) -> None:
@@ -394,7 +443,9 @@ class Session:
             for work in pending.works:
                 if work.open:
                     self._cancel(work)
-                elif work.kind == "grow" and not pending.each:
-                    self.dropped.append(work.node)
+                elif not pending.each:
+                    self._book(pending.kind, (work,))
+                    if pending.kind == "grow":
+                        self.dropped.append(work.node)
         self._pending.clear()
         self._scoring = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from models.session import Session, Work, World
@@ -123,54 +124,68 @@ class Thinking:
         work: Work = branch.owner
         if not work.open:
             return
-        session = self.session
+        pending = work.pending
         if branch.ticks:
             self.growing -= 1
             if not self.growing:
                 self._scoring_since = self.replica.env.now
+        if pending.left > 1 and not pending.each:  # a barrier that others hold: nothing follows yet
+            work.open = False
+            pending.left -= 1
+            return
+        session = self.session
         works = session.complete(work)
         if works or session.answer is not None or session.dropped or session.cancelled:
             self._issue(works)
 
     def _issue(self, works: list[Work]) -> None:
         session = self.session
-        replica = self.replica
         if session.cancelled:
             self._cancel(session.cancelled)
             session.cancelled.clear()
         if session.answer is not None:
             self._finish()
             return
-        grows = [work for work in works if work.kind == "grow"]
-        if grows:
-            if not self.growing and self._scoring_since == self._scoring_since:
-                self.verify_s += replica.env.now - self._scoring_since
-            self.growing += len(grows)
-            replica.do(self._grow, grows)
-        if len(grows) < len(works):
-            assert self.judge is not None, "a search scores without a verifier"
-            self.judge.do(self._score, [work for work in works if work.kind == "score"])
+        if works:
+            first = works[0].pending
+            if first is works[-1].pending:
+                (self._ask_to_grow if first.kind == "grow" else self._ask_to_score)(works)
+            else:
+                grows = [work for work in works if work.pending.kind == "grow"]
+                if grows:
+                    self._ask_to_grow(grows)
+                if len(grows) < len(works):
+                    self._ask_to_score([w for w in works if w.pending.kind == "score"])
         if session.dropped:
             self._drop(session.dropped)
             session.dropped.clear()
+
+    def _ask_to_grow(self, works: list[Work]) -> None:
+        if not self.growing and self._scoring_since == self._scoring_since:
+            self.verify_s += self.replica.env.now - self._scoring_since
+        self.growing += len(works)
+        self.replica.do(self._grow, works)
+
+    def _ask_to_score(self, works: list[Work]) -> None:
+        assert self.judge is not None, "a search scores without a verifier"
+        self.judge.do(self._score, works)
 
     # -- what happens at the replicas' next boundary -----------------------------------------------
 
     def _grow(self, works: list[Work]) -> None:
         batch = self.replica.batch
-        if self.streams:
-            for work in works:
-                node = work.node
-                assert node.parent is not None
-                mark = node.tokens - node.answer_tokens + 1
-                node.kv = batch.branch(node.parent.kv, node.tokens, work, mark)
-            return
         for parent, siblings in _by_parent(works):
             assert parent is not None
-            specs = [(work.node.tokens, work) for work in siblings]
             above, injected = parent.kv, siblings[0].node.injected
             if injected:
                 above = batch.given(above, injected)
+            if self.streams:
+                for work in siblings:
+                    node = work.node
+                    mark = node.tokens - node.answer_tokens + 1
+                    node.kv = batch.branch(above, node.tokens, work, mark)
+                continue
+            specs = [(work.node.tokens, work) for work in siblings]
             for work, kv in zip(siblings, batch.branches(above, specs), strict=True):
                 work.node.kv = kv
 
@@ -178,14 +193,13 @@ class Thinking:
         assert self.judge is not None
         batch = self.judge.batch
         for parent, siblings in _by_parent(works):
-            fresh = [work for work in siblings if work.node.verifier_kv is None]
-            if len(fresh) < len(siblings) or parent is None:
+            if parent is None or any(work.node.verifier_kv is not None for work in siblings):
                 for work in siblings:
                     batch.prefill(self._judged(work.node), work)
                 continue
             above = parent.verifier_kv or self._judged(parent)
-            specs = [(work.node.tokens + work.node.injected, work) for work in fresh]
-            for work, kv in zip(fresh, batch.judge(above, specs), strict=True):
+            specs = [(work.node.injected + work.node.tokens, work) for work in siblings]
+            for work, kv in zip(siblings, batch.judge(above, specs), strict=True):
                 work.node.verifier_kv = kv
 
     def _judged(self, node: Node) -> KvNode:
@@ -208,7 +222,7 @@ class Thinking:
             self._issue(self.session.cut(reason, grace))
 
     def _cancel(self, works: list[Work]) -> None:
-        nodes = [work.node for work in works if work.kind == "grow"]
+        nodes = [work.node for work in works if work.pending.kind == "grow"]
         self.growing -= len(nodes)
         for node in nodes:
             if node.kv is not None and node.kv.state == DONE:  # it ended with this very tick
@@ -260,9 +274,7 @@ class Thinking:
             self.world.is_correct(answer.answer) if answer is not None else False,
             answer.trajectories if answer is not None else 0,
             node.answer_tokens if node is not None else 0,
-            session.tokens,
-            session.expansions,
-            session.scores,
+            *session.so_far(),
         )
 
     def settle(self) -> Spent:
@@ -288,11 +300,12 @@ class Thinking:
 
 def _by_parent(works: list[Work]) -> Iterator[tuple[Node | None, list[Work]]]:
     """Group what is still to be done by the parent of its node, in order."""
+    if len(works) == 1:
+        return iter([(work.node.parent, [work]) for work in works if work.open])
     return (
         (parent, list(siblings))
         for parent, siblings in groupby((work for work in works if work.open), _parent)
     )
 
 
-def _parent(work: Work) -> Node | None:
-    return work.node.parent
+_parent = attrgetter("node.parent")
