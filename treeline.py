@@ -52,6 +52,13 @@ profile_app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(profile_app, name="profile")
+fit_app = typer.Typer(
+    help="Parameters from data, with what the fit misses.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(fit_app, name="fit")
 Files = Annotated[list[str], typer.Argument(help="Scenario files.")]
 Set = Annotated[
     list[str] | None,
@@ -596,6 +603,34 @@ def validate(
         stdout().print(picture(found))
     if fail_on_error and not found.holds:
         raise typer.Exit(MISSED)
+
+
+@functools.partial(command, group=fit_app, name="questions")
+def fit_questions(
+    data: Annotated[str, typer.Argument(help="A CSV or JSON Lines file, a row for every sample.")],
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fit a class of questions, or a verifier, to graded samples: maximum likelihood and its misfit.
+
+    Knows four kinds of file by their columns: graded answers (question, correct; answer, tokens,
+    n_good_steps and scores are used where they are there), one sample of several models (NAME_correct),
+    judged steps (depth, alive, value), and a published table (method, N, accuracy).
+
+    \b
+    Example: treeline fit questions samples.csv
+    """
+    from dashboards.commands.fit_questions import document, tables
+    from dashboards.commands.fit_questions import fit_questions as fitted
+    from dashboards.terminal import as_json as to_json
+    from dashboards.terminal import progress, stdout
+
+    with progress(data, quiet=quiet, doing="fitting") as tell:
+        fits, skipped = fitted(data, tell)
+    if as_json:
+        typer.echo(to_json(document(data, fits, skipped)))
+    else:
+        stdout().print(tables(fits, skipped))
 
 
 def _load(file: str, overrides: Any) -> Loaded:

@@ -32,7 +32,7 @@ def stdout() -> Console:
 
 
 @contextmanager
-def progress(what: str, *, quiet: bool) -> Iterator[Tell | None]:
+def progress(what: str, *, quiet: bool, doing: str = "simulating") -> Iterator[Tell | None]:
     """A bar on stderr that is gone when the work is done; one line where stderr is no terminal.
 
     Yields the function to tell the finished share in [0, 1] and a word on it; None for silence.
@@ -44,7 +44,7 @@ def progress(what: str, *, quiet: bool) -> Iterator[Tell | None]:
     elif quiet:
         yield None
     elif not sys.stderr.isatty():
-        print(f"simulating {what}", file=sys.stderr, flush=True)
+        print(f"{doing} {what}", file=sys.stderr, flush=True)
         yield None
     else:
         from rich.console import Console

@@ -25,7 +25,7 @@ from models.search import UNOBSERVED
 from models.session import RESERVE_DIVISOR
 from models.tree import Tree
 from models.verifier import VerifierModel
-from models.world import RIGHT, QuestionModel
+from models.world import LOST, RIGHT, QuestionModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Samples:
     n = m sees.
     """
 
-    wrong: Ints  # 0: right; 1, 2, ...: the question's wrong answers
+    wrong: Ints  # 0: right; 1, 2, ...: the question's wrong answers; models.world.LOST: no answer
     score: Floats  # of the verifier; NaN without one
     tokens: Ints
     steps: Ints  # (questions,)
@@ -157,10 +157,8 @@ def _direct(crowd: Crowd, _: Mapping[str, int]) -> Outcomes:
 
 def _best_of_n(crowd: Crowd, params: Mapping[str, int]) -> Outcomes:
     nodes = crowd.finish(crowd.root(), 0, params["n"])
-    score = crowd.score(nodes, crowd.steps)
-    best = score.argmax(axis=1)
-    chosen = nodes.wrong[np.arange(len(best)), best]
-    return _whole_answers(crowd, nodes, chosen, score.max(axis=1), params["n"])
+    chosen, score = best(nodes.wrong, crowd.score(nodes, crowd.steps))
+    return _whole_answers(crowd, nodes, chosen, score, params["n"])
 
 
 def _self_consistency(crowd: Crowd, params: Mapping[str, int]) -> Outcomes:
@@ -175,20 +173,30 @@ def _weighted_vote(crowd: Crowd, params: Mapping[str, int]) -> Outcomes:
     return _whole_answers(crowd, nodes, chosen, share, params["n"])
 
 
+def best(wrong: Ints, score: Floats) -> tuple[Ints, Floats]:
+    """The answer with the highest score in each row, (questions, n), and that score.
+
+    A row in which nothing has an answer gives LOST. Ties go to the first.
+    """
+    ranked = np.where(wrong == LOST, -1.0, score)
+    place = ranked.argmax(axis=1)[:, None]
+    return np.take_along_axis(wrong, place, 1)[:, 0], ranked.max(axis=1)
+
+
 def vote(wrong: Ints, weight: Floats) -> tuple[Ints, Floats]:
     """The answer with the largest sum of weights > 0 in each row, and its share of the row's sum.
 
-    Both arguments are (questions, n); ties go to the answer that comes first.
+    Both arguments are (questions, n); ties go to the answer that comes first. A row in which nothing has
+    an answer gives LOST.
     """
-    rows = len(wrong)
-    span = int(wrong.max()) + 1
-    named = wrong + np.arange(rows, dtype=np.int64)[:, None] * span
+    rows = np.arange(len(wrong), dtype=np.int64)
+    named = (rows[:, None] << 32) + wrong
     groups, first, place = np.unique(named.ravel(), return_index=True, return_inverse=True)
     sums = np.bincount(place.ravel(), weights=weight.ravel())
-    row = groups // span
-    order = np.lexsort((first, -sums, row))
-    best = order[np.searchsorted(row[order], np.arange(rows))]
-    return groups[best] % span, np.minimum(1.0, sums[best] / weight.sum(axis=1))
+    row, answer = groups >> 32, groups & LOST
+    order = np.lexsort((first, -sums, answer == LOST, row))
+    top = order[np.searchsorted(row[order], rows)]
+    return answer[top], np.minimum(1.0, sums[top] / weight.sum(axis=1))
 
 
 def _whole_answers(
@@ -210,41 +218,56 @@ def _whole_answers(
 
 
 def _beam(crowd: Crowd, params: Mapping[str, int]) -> Outcomes:
-    """All beams of a question end at its last step, so none is finished before another."""
+    """A question leaves when all that it keeps is done; until its last step nothing is."""
     width, expand, last = params["width"], params["expand"], params["max_steps"]
-    nodes, n = crowd.root(), width * expand
-    rows = len(crowd.keys)
-    tokens, makespan = np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.int64)
-    grown, k = 0, 0
-    while k < crowd.steps:
-        until_step = k + 1 < last
-        fresh = (crowd.grow if until_step else crowd.finish)(nodes, k, n)
-        k = k + 1 if until_step else crowd.steps
-        score = crowd.score(fresh, k)
+    rows = np.arange(len(crowd.keys))
+    found = _empty(len(rows))
+    chosen = np.zeros(len(rows), dtype=np.int64)
+    nodes, n, k = crowd.root(), width * expand, 0
+    score, done = np.full((len(rows), 1), -1.0), np.zeros((len(rows), 1), dtype=np.bool_)
+    while len(rows):
+        final = k + 1 >= last
+        fresh = (crowd.finish if final else crowd.grow)(nodes, k, n)
+        k += 1
+        grown = np.repeat(~done, n, axis=1)
+        fresh_done = np.full(grown.shape, True) if final else crowd.done(fresh, k)
+        fresh_score = crowd.score(fresh, crowd.steps if final else k)
+        found.tokens[rows] += (fresh.tokens * grown).sum(axis=1)
+        found.makespan_tokens[rows] += (fresh.tokens * grown).max(axis=1)
+        found.expansions[rows] += grown.sum(axis=1)
+        found.covered[rows] |= (grown & fresh_done & (fresh.wrong == RIGHT)).any(axis=1)
+        score = np.concatenate([np.where(done, score, -1.0), np.where(grown, fresh_score, -1.0)], 1)
         kept = np.argsort(-score, axis=1, kind="stable")[:, :width]
-        nodes, n = fresh.take(kept), expand
-        tokens += fresh.tokens.sum(axis=1)
-        makespan += fresh.tokens.max(axis=1)
-        grown += fresh.wrong.shape[1]
+        score = np.take_along_axis(score, kept, 1)
+        done = np.take_along_axis(np.concatenate([done, fresh_done], axis=1), kept, 1)
+        nodes, n = nodes.beside(fresh).take(kept), expand
+        chosen[rows], found.signal[rows] = best(nodes.wrong, score)
+        found.trajectories[rows] = width
+        on = np.flatnonzero(~done.all(axis=1))
+        rows, nodes, score, done = rows[on], nodes.of(on), score[on], done[on]
     return _outcomes(
         crowd,
-        nodes.wrong[:, 0],
-        score.max(axis=1),
-        covered=(fresh.wrong == RIGHT).any(axis=1),
-        tokens=tokens,
-        makespan_tokens=makespan,
-        expansions=np.full(rows, grown),
-        scores=np.full(rows, grown),
-        trajectories=np.full(rows, nodes.wrong.shape[1]),
+        chosen,
+        found.signal,
+        covered=found.covered,
+        tokens=found.tokens,
+        makespan_tokens=found.makespan_tokens,
+        expansions=found.expansions,
+        scores=found.expansions,
+        trajectories=found.trajectories,
     )
 
 
-def _outcomes(crowd: Crowd, chosen: Ints, signal: Floats, **columns: Bools | Ints) -> Outcomes:
+def _outcomes(
+    crowd: Crowd, chosen: Ints, signal: Floats, trajectories: Ints, **columns: Bools | Ints
+) -> Outcomes:
+    answered = chosen != LOST
     return Outcomes(
-        answered=np.ones(len(chosen), dtype=np.bool_),
-        answer=crowd.labels(chosen),
+        answered=answered,
+        answer=np.where(answered, crowd.labels(chosen), -1),
         correct=chosen == RIGHT,
-        signal=signal,
+        signal=np.where(answered, signal, 0.0),
+        trajectories=np.where(answered, trajectories, 0),
         difficulty=crowd.difficulty,
         **columns,  # type: ignore[arg-type]  # each is of the kind that its name asks for
     )

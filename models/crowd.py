@@ -1,7 +1,7 @@
 """Many questions at once: `models.world.World` in columns, draw for draw.
 
 A `Crowd` is up to a few thousand questions of one class that take the same number of steps; `Nodes` are
-as many nodes of each, in arrays of shape (questions, nodes). Whatever is grown here has the key, the
+as many nodes of each, in arrays of shape (questions, nodes), all of one depth. Whatever is grown here has the key, the
 wrong answer, the tokens and (to rounding) the score of the node that `World.grow` makes of the same path.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 import numpy as np
@@ -37,24 +37,36 @@ Number = TypeVar("Number", np.int64, np.float64)
 class Nodes:
     """Nodes of a crowd that have finished the same number of steps; every array is (questions, nodes)."""
 
+    row: Ints  # the question, by its place in the crowd
     key: Keys
     wrong: Ints  # the wrong answer so far, 0 while alive
     shift: Floats  # the class error of that wrong answer, in logits; 0 while alive
+    extra: Ints  # steps that it takes beyond those of the question
     error: Floats  # the step error before it is scaled
     total: Ints  # tokens of the whole trajectory; 0 where they are drawn step by step
+    path: Ints  # tokens since the prompt
     tokens: Ints  # of the last step (or steps) grown
 
     def take(self, columns: Ints) -> Nodes:
         """The nodes in these columns, (questions, chosen), of each question."""
         return Nodes(*(np.take_along_axis(getattr(self, f), columns, 1) for f in self.__slots__))
 
+    def beside(self, more: Nodes) -> Nodes:
+        """These nodes and then `more`, of the same questions."""
+        both = ((getattr(self, f), getattr(more, f)) for f in self.__slots__)
+        return Nodes(*(np.concatenate(columns, axis=1) for columns in both))
+
+    def of(self, rows: Ints | Bools) -> Nodes:
+        """The nodes of these questions alone."""
+        return Nodes(*(getattr(self, f)[rows] for f in self.__slots__))
+
 
 class Crowd:
     """Questions with these keys, all of `steps` steps; made by `crowds`."""
 
     __slots__ = (
-        "_class_keys", "_left", "_lengths", "_limits", "_model", "_survive", "_table", "_verifier",
-        "difficulty", "keys", "steps",
+        "_class_keys", "_left", "_lengths", "_limits", "_model", "_ramble", "_shared", "_survive", "_table",
+        "_verifier", "difficulty", "keys", "steps",
     )  # fmt: skip
 
     def __init__(
@@ -72,16 +84,23 @@ class Crowd:
         self._lengths = lengths
         self._table = None if lengths is not None else np.array(model.step_tokens, dtype=np.int64)
         self.difficulty, self._survive = _survival(model, keys, steps)
+        rates = self.difficulty.tolist()
+        own = self._table is not None
+        self._ramble = np.array([w.ramble(model, r) * own for r in rates], dtype=np.uint64)
         self._class_keys = mix_array(keys ^ np.uint64(w.CLASS))
+        self._shared = np.zeros(len(keys))
+        if verifier is not None and verifier.question_sigma:
+            self._shared = verifier.question_sigma * ndtri(uniform_array(keys, w.ERROR))
         self._limits = np.empty((len(keys), 0), dtype=np.int64)  # where each stick ends, x ONE
         self._left = np.ones(len(keys))  # of the stick, after those
 
     def root(self) -> Nodes:
         """The prompts, of shape (questions, 1)."""
         shape = (len(self.keys), 1)
+        row = np.arange(len(self.keys))[:, None]
         none = np.zeros(shape, dtype=np.int64)
         zero = np.zeros(shape)
-        return Nodes(self.keys[:, None], none, zero, zero, none, none)
+        return Nodes(row, self.keys[:, None], none, zero, none, zero, none, none, none)
 
     def grow(self, parents: Nodes, k: int, n: int) -> Nodes:
         """Step k + 1: children 0 to n - 1 of parents that have finished k steps, parent by parent."""
@@ -89,33 +108,53 @@ class Crowd:
         rows, old = parents.key.shape
         ordinals = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(GOLDEN)
         key = mix_array(parents.key[:, :, None] + ordinals).reshape(rows, old * n)
+        row, path = _each(parents.row, n), _each(parents.path, n)
         wrong, total = _each(parents.wrong, n), _each(parents.total, n)
         shift, error = _each(parents.shift, n), _each(parents.error, n)
-        luck = key >> np.uint64(32)
+        extra = _each(parents.extra, n)
+        luck = own_luck = key >> np.uint64(32)
         if model.diversity and k:
             base = mix_array(parents.key ^ np.uint64(w.SPREAD))[:, :, None]
             spread = (base + (ordinals - np.uint64(GOLDEN))) >> np.uint64(32)
             apart = uniform_array(key, w.DIVERSE) < model.diversity
             luck = np.where(apart, spread.reshape(rows, old * n), luck)
         dead = wrong > 0
-        dies = ~dead & (luck >= self._survive[:, k, None])
+        if model.ramble:
+            lost = dead & (wrong != w.LOST) & (own_luck < self._ramble[row])
+            wrong[lost] = w.LOST
+            shift[lost] = self._class(row[lost], wrong[lost])[0]
+        lost = wrong == w.LOST
         if model.recovery:
-            back = dead & (uniform_array(key, w.RECOVER) < model.recovery)
-            wrong[back], shift[back] = w.RIGHT, 0.0
-        row, column = np.nonzero(dies)
-        if len(row):
-            classes = self._wrong_answers(row, key[row, column])
-            wrong[row, column] = classes
-            shift[row, column] = self._class_errors(row, classes)
+            back = dead & ~lost & (uniform_array(key, w.RECOVER) < model.recovery)
+            wrong[back], shift[back], extra[back] = w.RIGHT, 0.0, 0
+        if k < self.steps:
+            dies = ~dead & (luck >= self._survive[:, k][row])
+            if dies.any():
+                wrong[dies] = self._wrong_answers(row[dies], key[dies])
+                shift[dies], extra[dies] = self._class(row[dies], wrong[dies])
         if self._verifier is not None:
             error = self._errors(key, error, k)
         if self._table is not None:
             tokens = self._table[key & np.uint64(w.TABLE - 1)]
         else:
             if not k:
-                total = self._totals(key, wrong)
+                total = self._totals(row, key, wrong)
             tokens = total * (k + 1) // self.steps - total * k // self.steps
-        return Nodes(key, wrong, shift, error, total, tokens)
+        if model.ramble:
+            assert model.max_output is not None
+            room = np.maximum(model.max_output - path, 1)
+            tokens = np.where(lost, np.minimum(tokens, room), tokens)
+        return Nodes(row, key, wrong, shift, extra, error, total, path + tokens, tokens)
+
+    def done(self, nodes: Nodes, k: int) -> Bools:
+        """Which of `nodes`, all of which have finished k steps, are whole answers."""
+        if k < self.steps:
+            return np.zeros(nodes.wrong.shape, dtype=np.bool_)
+        ended: Bools = nodes.extra + self.steps <= k
+        if self._model.ramble:
+            assert self._model.max_output is not None
+            ended = np.where(nodes.wrong == w.LOST, nodes.path >= self._model.max_output, ended)
+        return ended
 
     def finish(self, parents: Nodes, k: int, n: int) -> Nodes:
         """Children 0 to n - 1 of parents that have finished k steps, each grown to its answer."""
@@ -124,7 +163,23 @@ class Crowd:
         for step in range(k + 1, self.steps):
             nodes = self.grow(nodes, step, 1)
             tokens = tokens + nodes.tokens
-        return Nodes(nodes.key, nodes.wrong, nodes.shift, nodes.error, nodes.total, tokens)
+        nodes = replace(nodes, tokens=tokens)
+        return self._finish_wrong(nodes, max(k + 1, self.steps))
+
+    def _finish_wrong(self, nodes: Nodes, k: int) -> Nodes:
+        """Grow those of `nodes`, which have finished k >= K steps, that are not done yet."""
+        row, column = np.nonzero(~self.done(nodes, k))
+        some = Nodes(*(getattr(nodes, f)[row, column, None] for f in Nodes.__slots__))
+        while len(row):
+            tokens = some.tokens
+            some = self.grow(some, k, 1)
+            some = replace(some, tokens=tokens + some.tokens)
+            k += 1
+            for f in Nodes.__slots__:
+                getattr(nodes, f)[row, column] = getattr(some, f)[:, 0]
+            left: Bools = ~self.done(some, k)[:, 0]
+            row, column, some = row[left], column[left], some.of(left)
+        return nodes
 
     def score(self, nodes: Nodes, k: int) -> Floats:
         """The verifier's scores of nodes that have finished k steps, in (0, 1).
@@ -134,9 +189,10 @@ class Crowd:
         verifier = self._verifier
         if verifier is None:
             raise ValueError("These questions have no verifier: pass one.")
-        right, wrong = w.levels(verifier, self.steps)
+        right, wrong, sigma = w.levels(verifier, self.steps)
+        k = min(k, self.steps)
         logit = np.where(nodes.wrong > 0, wrong[k], right[k])
-        logit = logit + nodes.shift + verifier.step_sigma * nodes.error
+        logit = logit + (self._shared[nodes.row] + nodes.shift) + sigma[k] * nodes.error
         return 1.0 / (1.0 + np.exp(-np.clip(logit, -30.0, 30.0)))
 
     def labels(self, wrong: Ints) -> Ints:
@@ -183,30 +239,36 @@ class Crowd:
         self._left = left[:, -1]
         self._limits = np.concatenate([self._limits, limits], axis=1)
 
-    def _class_errors(self, row: Ints, wrong: Ints) -> Floats:
+    def _class(self, row: Ints, wrong: Ints) -> tuple[Floats, Ints]:
+        """The verifier's error on these wrong answers, in logits, and the steps that they add."""
         verifier = self._verifier
-        if verifier is None:
-            return np.zeros(len(row))
+        mean = self._model.wrong_steps if self._table is not None else 0.0
         ordinals = (wrong + 1).astype(np.uint64) * np.uint64(GOLDEN)
         keys = mix_array(self._class_keys[row] + ordinals)
-        blind = uniform_array(keys, w.BLIND) < verifier.blind_share
-        errors: Floats = verifier.class_sigma * ndtri(uniform_array(keys, w.ERROR))
-        return errors + np.where(blind, verifier.blind_boost, 0.0)
+        extra, error = np.zeros(len(row), dtype=np.int64), np.zeros(len(row))
+        if mean:
+            draws = np.log(uniform_array(keys, w.EXTRA)) / math.log(mean / (1.0 + mean))
+            extra = np.minimum(draws.astype(np.int64), w.MOST)
+        if verifier is not None:
+            blind = uniform_array(keys, w.BLIND) < verifier.blind_share
+            error = verifier.class_sigma * ndtri(uniform_array(keys, w.ERROR))
+            error = error + np.where(blind, verifier.blind_boost, 0.0)
+        return error, extra
 
-    def _totals(self, key: Keys, wrong: Ints) -> Ints:
+    def _totals(self, row: Ints, key: Keys, wrong: Ints) -> Ints:
         """Tokens of the trajectories whose first steps are `key`."""
         model, lengths = self._model, self._lengths
         assert lengths is not None
         shared = model.length_correlation
         score = math.sqrt(1.0 - shared) * ndtri(uniform_array(key, w.LENGTH))
-        score += math.sqrt(shared) * ndtri(uniform_array(self.keys, w.LENGTH))[:, None]
+        score += math.sqrt(shared) * ndtri(uniform_array(self.keys, w.LENGTH))[row]
         u = np.clip(ndtr(score), 1e-16, 1.0 - 1e-16)
         tokens = np.array([lengths(x) for x in u.ravel().tolist()], dtype=np.float64)
         tokens = tokens.reshape(u.shape)
         if lengths is model.output_tokens:
             if model.wrong_longer != 1.0:
-                rate = np.ones(len(u)) if model.solved_lengths else self.difficulty
-                power = np.where(wrong > 0, rate[:, None], rate[:, None] - 1.0)
+                rate = np.ones(u.shape) if model.solved_lengths else self.difficulty[row]
+                power = np.where(wrong > 0, rate, rate - 1.0)
                 tokens *= model.wrong_longer**power
             if model.max_output is not None:
                 tokens = np.minimum(tokens, model.max_output)

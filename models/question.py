@@ -35,7 +35,7 @@ OWN: Final = MappingProxyType(
         "single_step": frozenset({"output_tokens", "length_correlation"}),
         "steps": frozenset(
             {"steps", "kappa", "weights", "diversity", "recovery", "step_tokens", "output_tokens"}
-            | {"length_correlation"}
+            | {"length_correlation", "wrong_steps", "ramble", "max_output"}
         ),
         "thinking": frozenset(
             {"output_tokens", "length_correlation", "wrong_longer", "lengths_of", "max_output"}
@@ -88,6 +88,10 @@ def _build(name: str, kind: str, p: Mapping[str, Any], by_total: bool) -> Questi
     if lengths_of not in ("all", "solved"):
         raise ValueError(f'"lengths_of" must be all or solved, got {lengths_of!r}.')
     limit = p.get("max_output")
+    if p.get("ramble") and limit is None:
+        raise ValueError(
+            '"ramble" needs a "max_output": without it a solution could run on for ever.'
+        )
     verifier_model(
         p["verifier"]
     )  # an unknown verifier is an error here, not in the middle of a run
@@ -104,6 +108,8 @@ def _build(name: str, kind: str, p: Mapping[str, Any], by_total: bool) -> Questi
         steps_min=steps_min,
         kappa=_number(p, "kappa", 2.0, 1e-3, 1e6),
         weights=weights,
+        wrong_steps=_number(p, "wrong_steps", 0.0, 0.0, 10.0),
+        ramble=_number(p, "ramble", 0.0, 0.0, 1.0),
         diversity=_number(p, "diversity", 0.0, 0.0, 1.0),
         recovery=_number(p, "recovery", 0.0, 0.0, 1.0),
         step_tokens=None if by_total else _table(quantile(p["step_tokens"])),

@@ -3,7 +3,7 @@
 At step k of K:  logit = bias + m_k (alive - 1/2) + class error + blind spot + step error,  with
 m_k = strength (early + (1 - early) k / K): weak early, strong late. The class error and the blind spot
 belong to a wrong answer (all its copies share them, so search finds them again and again); the step error
-is AR(1) along a path. The right answer has no class error.
+is AR(1) along a path. The right answer has no class error; a question may shift all its answers alike.
 
 Source: constants and form after Treeline's design notes on search, "a generative model" (2026-11-23).
 """
@@ -29,7 +29,9 @@ class VerifierModel:
     strength: float = 2.9  # distance of right from wrong at the last step
     early: float = 0.45  # share of the strength that is there before the first step
     class_sigma: float = 1.2  # sd of the error that all copies of one wrong answer share
-    step_sigma: float = 1.7  # sd of the error of one step
+    step_sigma: float = 1.7  # sd of the error of one step, at the last step
+    noise_early: float = 1.0  # sd of the error before the first step, as a share of that
+    question_sigma: float = 0.0  # sd of the error that all answers to one question share
     rho: float = 0.25  # correlation of the step error from one step to the next
     bias: float = 1.3
     blind_share: float = 0.03  # share of wrong answers that are blind spots
@@ -41,8 +43,9 @@ class VerifierModel:
         numbers = [getattr(self, f.name) for f in fields(self) if f.name not in ("name", "gains")]
         if not all(math.isfinite(x) for x in (*numbers, *(self.gains or ()))):
             raise ValueError(f"Every parameter of verifier {self.name!r} must be a finite number.")
-        if min(self.class_sigma, self.step_sigma) < 0:
-            raise ValueError(f'"class_sigma" and "step_sigma" of {self.name!r} must be >= 0.')
+        for name in ("class_sigma", "step_sigma", "noise_early", "question_sigma"):
+            if getattr(self, name) < 0:
+                raise ValueError(f'"{name}" of verifier {self.name!r} must be >= 0.')
         if not 0 <= self.blind_share <= 1:
             raise ValueError(f'"blind_share" of verifier {self.name!r} must lie in [0, 1].')
         if not -1 < self.rho < 1:
@@ -57,6 +60,10 @@ class VerifierModel:
         if self.gains and k > 0:
             return self.strength * self.gains[min(k, len(self.gains)) - 1]
         return self.strength * (self.early + (1 - self.early) * k / steps)
+
+    def sigma(self, k: int, steps: int) -> float:
+        """The standard deviation of the step error after k of `steps` steps, in logits."""
+        return self.step_sigma * (self.noise_early + (1 - self.noise_early) * k / steps)
 
 
 def verifier_model(spec: str | Mapping[str, Any]) -> VerifierModel:

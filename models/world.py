@@ -2,7 +2,9 @@
 
 A `QuestionModel` holds the parameters of a class of questions; a `World` is one question. A solution
 takes K steps; step k keeps it alive with probability p^{w_k}, the product being the pass rate p. At the
-fatal step the wrong answer is drawn, and every descendant inherits it. Nothing here depends on the order
+fatal step the wrong answer is drawn, and every descendant inherits it; a wrong answer may take steps of
+its own beyond K before it is there, and what is not alive may lose its thread at any step and then run
+on to the limit of the output without an answer. Nothing here depends on the order
 of calls: a node's luck is keyed by its path (models/keyed.py), so a whole answer grown at once equals the
 same chain grown step by step, and a chain cut anywhere and resumed equals the chain left alone.
 
@@ -26,7 +28,7 @@ from models.lengths import Quantile, quantile
 from models.tree import Node, Until
 from models.verifier import VerifierModel
 
-DIFFICULTY, STEPS, WEIGHT, BOTTLENECK, STICK, CLASS, LABEL, ERROR, BLIND = range(1, 10)
+DIFFICULTY, STEPS, WEIGHT, BOTTLENECK, STICK, CLASS, LABEL, ERROR, BLIND, EXTRA = range(1, 11)
 WRONG, RECOVER, DIVERSE, SPREAD, LENGTH, SHARE, RESUME, REVISE, AFRESH, CONCLUDE = range(17, 27)
 NOISE: Final = 1 << 16  # plus the verifier's version
 HALF: Final = 1 << 32  # a step's key holds three draws: 32 bits of survival above,
@@ -35,8 +37,11 @@ ERROR_BITS: Final = (1 << 20) - 1
 ERROR_UNIT: Final = 2.0**-20
 TABLE: Final = 4096  # and 12 bits of step length below
 UNBOUNDED: Final = 1 << 62
+LOSES: Final = 16  # tries that all fail where solutions lose their thread
+MOST: Final = 32  # steps beyond K that a wrong answer takes, at most
 CONCLUSION: Final = 32  # tokens of a forced "the answer is ...". Source: assumed, 2026-11-25
 RIGHT: Final = 0
+LOST: Final = (1 << 32) - 1  # the "wrong answer" of what runs on without an answer
 SQRT_HALF: Final = math.sqrt(0.5)
 NAN: Final = math.nan
 
@@ -50,7 +55,7 @@ class QuestionModel:
 
     name: str
     kind: str  # single_step | steps | thinking
-    verifier: str  # the verifier preset that fits it
+    verifier: str | Mapping[str, Any]  # the verifier that fits it, as `verifier_model` takes it
     prompt_tokens: Quantile
     pass_rate: tuple[float, float]  # a, b of Beta(a, b), the shape of the latent pass rate
     bottleneck: float  # share of questions whose pass rate is carried by one step
@@ -60,6 +65,11 @@ class QuestionModel:
     steps_min: int
     kappa: float  # Dirichlet concentration of the steps' weights
     weights: tuple[float, ...] | None  # mean weights of the steps, all equal when None
+    # where steps have lengths of their own (`step_tokens`), not where a trajectory has one:
+    wrong_steps: float  # mean of the geometric number of steps that a wrong answer takes beyond K
+    ramble: (
+        float  # chance per step that what is not alive loses its thread, on the hardest questions
+    )
     diversity: float  # phi: how far siblings below the first step spread instead of repeating
     recovery: float  # chance per step that a dead solution comes back
     step_tokens: tuple[int, ...] | None  # TABLE points of a step's length; None: by `output_tokens`
@@ -71,7 +81,7 @@ class QuestionModel:
         Quantile | None
     )  # hidden thinking as a share of the output; None: all is visible
     share_correlation: float  # of the share with the length (normal scores)
-    max_output: int | None  # no trajectory of the preset is longer than this
+    max_output: int | None  # no trajectory of the preset is longer; what lost its thread is as long
     revise_keep: float = 0.62  # chance that a revision of a right answer is right
     revise_stuck: float = 0.5  # chance that a revision repeats a wrong answer; else it tries afresh
     revise_length: float = 1.0  # tokens of a revision as a share of a first try's
@@ -107,7 +117,7 @@ class World:
     __slots__ = (
         "model", "key", "root", "difficulty", "verifier",
         "_steps", "_survive", "_table", "_lengths", "_right", "_labels", "_sticks", "_left",
-        "_noise", "_rho", "_fresh", "_sigma", "_gain_right", "_gain_wrong", "_errors",
+        "_limit", "_noise", "_ramble", "_rho", "_fresh", "_sigmas", "_gain_right", "_gain_wrong", "_errors", "_extras",
     )  # fmt: skip
 
     def __init__(
@@ -126,21 +136,24 @@ class World:
         self._table = None if given or lengths is not None else model.step_tokens
         self._steps = 1 if given else _number_of_steps(model, key)
         self.difficulty, self._survive = _survival(model, key, self._steps)
+        self._ramble = ramble(model, self.difficulty) if self._table is not None else 0
         self._sticks: list[float] = []  # cumulative shares of the wrong answers 1, 2, ...
         self._left = 1.0
         self._labels: dict[int, int] = {}
         self._right = self._label(RIGHT)
-        self._errors: dict[int, float] = {RIGHT: 0.0}
+        self._errors: dict[int, float] = {}
+        self._extras = {RIGHT: 0}
+        self._limit = UNBOUNDED if model.max_output is None else model.max_output
         self._noise = 0
-        self._rho = self._fresh = self._sigma = 0.0
+        self._rho = self._fresh = 0.0
         self._gain_right: tuple[float, ...] = ()
         self._gain_wrong: tuple[float, ...] = ()
+        self._sigmas: tuple[float, ...] = ()
         if verifier is not None:
             self._noise = NOISE + verifier.version
             self._rho = verifier.rho
             self._fresh = math.sqrt(1.0 - verifier.rho**2)
-            self._sigma = verifier.step_sigma
-            self._gain_right, self._gain_wrong = levels(verifier, self._steps)
+            self._gain_right, self._gain_wrong, self._sigmas = levels(verifier, self._steps)
         self.root = Node(None, 0, 0, prompt_tokens, prompt_tokens, key=key)
         self.root.hidden = (0, RIGHT, 0.0, given or 0, None)
 
@@ -167,7 +180,9 @@ class World:
         steps, noise, table, survive = self._steps, self._noise, self._table, self._survive
         rho, share_fresh, other = self._rho, self._fresh, noise > NOISE
         model = self.model
-        diversity, recovery, share = model.diversity, model.recovery, model.reasoning_share
+        diversity, share = model.diversity, model.reasoning_share
+        moves = model.recovery > 0 or self._ramble > 0  # what is not alive may change
+        before = parent.path_tokens - self.root.tokens
         number, key, next_error = ordinal, parent.key, 0.0
         tokens = visible = 0
         while True:
@@ -179,7 +194,7 @@ class World:
                 key = ((key ^ (key >> 27)) * 0x94D049BB133111EB) & MASK
                 key ^= key >> 31
                 next_wrong = wrong
-                if recovery if wrong else (diversity or key >> 32 >= survive[k]):
+                if moves if wrong else (diversity or key >> 32 >= survive[k]):
                     next_wrong = self._fate(k, wrong, key, key >> 32, mother, ordinal)
                 if noise:
                     bits = mix(key ^ noise) if other else key
@@ -191,6 +206,8 @@ class World:
                     if not total:
                         total = self._total(key, next_wrong)
                     length = total * (k + 1) // steps - total * k // steps
+                if next_wrong == LOST:
+                    length = min(length, max(self._limit - before - tokens, 1))
                 shown = length if share is None else self._shown(key, length, share)
             else:
                 length, next_wrong, next_error, shown = pending
@@ -209,9 +226,11 @@ class World:
             k += 1
             wrong = next_wrong
             error = next_error
-            if k == steps or until == "step" or tokens == cap:
+            if k >= steps and self._ends(k, wrong, total, before + tokens):
                 break
-        done = k == steps
+            if until == "step" or tokens == cap:
+                break
+        done = pending is None and k >= steps and self._ends(k, wrong, total, before + tokens)
         return Node(
             parent,
             number,
@@ -219,7 +238,7 @@ class World:
             tokens,
             parent.path_tokens + tokens,
             done,
-            self._label(wrong) if done else None,
+            self._label(wrong) if done and wrong != LOST else None,
             NAN,
             visible,
             0,
@@ -231,6 +250,8 @@ class World:
         """The wrong answer (or RIGHT) after step k + 1, for whose survival `luck` was drawn."""
         model = self.model
         if wrong:
+            if wrong == LOST or luck < self._ramble:
+                return LOST
             return RIGHT if uniform(key, RECOVER) < model.recovery else wrong
         if model.diversity and k and uniform(key, DIVERSE) < model.diversity:
             luck = ((mix(mother ^ SPREAD) + ordinal * GOLDEN) & MASK) >> 32
@@ -312,13 +333,14 @@ class World:
         """
         if not self._noise:
             raise ValueError("This question has no verifier: pass one to QuestionModel.world.")
-        hidden = node.hidden
-        wrong = hidden[1]
+        k, wrong, error, _, _ = node.hidden
         shift = self._errors.get(wrong)
         if shift is None:
             shift = self._errors[wrong] = self._class_error(wrong)
+        if k > self._steps:
+            k = self._steps
         gain = self._gain_wrong if wrong else self._gain_right
-        logit = gain[hidden[0]] + shift + self._sigma * hidden[2]
+        logit = gain[k] + shift + self._sigmas[k] * error
         score = node.score = 1.0 / (1.0 + math.exp(-min(max(logit, -30.0), 30.0)))
         return score
 
@@ -335,12 +357,31 @@ class World:
     def _class_key(self, wrong: int) -> int:
         return child_key(mix(self.key ^ CLASS), wrong)
 
+    def _ends(self, k: int, wrong: int, total: int, tokens: int) -> bool:
+        """Whether a trajectory of this many tokens is done after k >= K steps."""
+        if wrong == LOST:
+            return tokens >= self._limit
+        return total > 0 or k >= self._steps + self._extra(wrong)
+
+    def _extra(self, wrong: int) -> int:
+        """Steps beyond K that this wrong answer takes."""
+        extra = self._extras.get(wrong)
+        if extra is None:
+            mean = self.model.wrong_steps
+            extra = geometric(uniform(self._class_key(wrong), EXTRA), mean) if mean else 0
+            self._extras[wrong] = extra
+        return extra
+
     def _class_error(self, wrong: int) -> float:
-        assert self.verifier is not None
+        verifier = self.verifier
+        assert verifier is not None
+        shared = verifier.question_sigma * normal(self.key, ERROR)
+        if not wrong:
+            return shared
         key = self._class_key(wrong)
-        blind = uniform(key, BLIND) < self.verifier.blind_share
-        boost = self.verifier.blind_boost if blind else 0.0
-        return self.verifier.class_sigma * normal(key, ERROR) + boost
+        blind = uniform(key, BLIND) < verifier.blind_share
+        boost = verifier.blind_boost if blind else 0.0
+        return shared + (verifier.class_sigma * normal(key, ERROR) + boost)
 
     def _wrong_answer(self, u: float) -> int:
         """Draw wrong answer 1, 2, ... by breaking the stick as far as `u` needs."""
@@ -377,6 +418,16 @@ class World:
         c = self.model.share_correlation
         score = c * self._length_score(key) + math.sqrt(1.0 - c * c) * normal(key, SHARE)
         return max(1, length - round(length * share(_phi(score))))
+
+
+def ramble(model: QuestionModel, rate: float) -> int:
+    """The chance out of HALF that a solution loses its thread at a step: high where few are right."""
+    return int(model.ramble * (1.0 - rate) ** LOSES * HALF)
+
+
+def geometric(u: float, mean: float) -> int:
+    """A geometric number 0, 1, ... of this mean > 0 from a uniform draw; at most MOST."""
+    return min(int(math.log(u) / math.log(mean / (1.0 + mean))), MOST)
 
 
 def _phi(z: float) -> float:
@@ -430,7 +481,13 @@ def _gammas(shape: float) -> tuple[float, ...]:
 
 
 @lru_cache(maxsize=256)
-def levels(verifier: VerifierModel, steps: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean logits after 0 to `steps` steps, of a solution that is alive and of one that is not."""
+def levels(
+    verifier: VerifierModel, steps: int
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """After 0 to `steps` steps: the mean logits of what is alive and of what is not, and the step error's sd."""
     halves = [verifier.gain(k, steps) / 2 for k in range(steps + 1)]
-    return tuple(verifier.bias + h for h in halves), tuple(verifier.bias - h for h in halves)
+    return (
+        tuple(verifier.bias + h for h in halves),
+        tuple(verifier.bias - h for h in halves),
+        tuple(verifier.sigma(k, steps) for k in range(steps + 1)),
+    )

@@ -33,6 +33,10 @@ PLANS = [
 ]
 VARIANTS: list[dict[str, Any]] = [{"preset": name} for name in sorted(catalogue()["questions"])] + [
     {"preset": "math-500", "recovery": 0.2},
+    {"preset": "math-500", "ramble": 0.3, "max_output": 700, "wrong_steps": 1},
+    {"preset": "game-24", "ramble": 0.5, "max_output": 60, "recovery": 0.3},
+    {"preset": "math-500", "wrong_steps": 1.7},
+    {"preset": "math-500", "wrong_steps": 2, "recovery": 0.2, "output_tokens": 900},
     {"preset": "math-500", "theta": 0.05},
     {"preset": "math-500", "theta": 400},
     {"preset": "math-500", "output_tokens": 500},
@@ -105,6 +109,14 @@ def test_a_budget_that_binds_is_kept_as_the_generator_keeps_it(algorithm: str) -
     bound = found.tokens < free.tokens
     assert 0 < bound.sum() < len(keys)
     assert found.tokens.max() <= (chosen.max_tokens or 0) < free.tokens.max()
+
+
+def test_a_plan_that_columns_do_not_know_is_played_by_its_generator() -> None:
+    model, keys = question_model("math-500"), root_keys(6, 0, 1, 8)
+    for chosen in (plan("best_of_n", n=3, aggregate="min"), plan("mcts", simulations=6)):
+        assert not covers(chosen)
+        found = batch_rollout(model, verifier_model(model.verifier), keys, chosen)
+        assert_same(found, one_by_one(model, keys, chosen))
 
 
 def test_many_crowds_of_many_questions_are_put_back_in_order() -> None:

@@ -20,7 +20,7 @@ QUIET = VerifierModel(class_sigma=0.0, step_sigma=0.0, blind_share=0.0)
 
 
 def worlds(n: int, verifier: VerifierModel | None, preset: str = "math-500") -> list[World]:
-    built = question_model(preset)
+    built = question_model({"preset": preset, "wrong_steps": 0} if preset == "math-500" else preset)
     return [built.world(root_key(11, 0, 1, i), 100, verifier) for i in range(n)]
 
 
