@@ -269,7 +269,8 @@ class World:
         else:
             fate = self._wrong_answer(uniform(key, WRONG))
         if self._table is not None:
-            bits = (mix(key + k * GOLDEN) for k in range(self._steps))
+            more = 0 if fate == LOST else self._extra(fate)
+            bits = (mix(key + k * GOLDEN) for k in range(self._steps + more))
             length = sum(self._table[b & (TABLE - 1)] for b in bits)
         else:
             length = self._total(key, fate)
