@@ -27,7 +27,7 @@ tiers:
   only: {search: SEARCH, slo: {e2e_p95: 60s}}
 """
 SMALL = {
-    "n": 4,
+    "n": 3,
     "window": 2,
     "width": 2,
     "subtrees": 2,
