@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hw import cpu, cuda, ops
+from hw.engine_graph import StillTicks
 from hw.engine_model import (
     Weights,
     check_shape,
@@ -26,7 +27,7 @@ from hw.engine_model import (
     turns,
 )
 from hw.engine_step import Piece, Tick, groups, ints, written
-from hw.kvtree import Ints, Step
+from hw.kvtree import Ints, Step, plan
 from hw.reference import HEAD_DIM
 from hw.transformer import Transformer
 
@@ -62,7 +63,8 @@ class Result:
 class Engine:
     """One model, its KV pool and the books of its pages, on one device.
 
-    `device`: cpu or cuda. `exact` (CPU only) computes in float32 instead of bf16. Raises
+    `device`: cpu or cuda. `exact` (CPU only) computes in float32 instead of bf16. `still`: decode-only ticks are
+    padded and run in memory that lies still, on a GPU as graphs (there the default). Raises
     UnsupportedShapeError, and GpuError without a GPU that fits.
     """
 
@@ -75,6 +77,7 @@ class Engine:
         exact: bool = False,
         seed: int = 0,
         temperature: float = 1.0,
+        still: bool | None = None,
     ) -> None:
         check_shape(shape)
         self.torch = torch = torch_package()
@@ -94,11 +97,17 @@ class Engine:
         self.ctas = 264
         if self.device.type == "cuda":
             self.ctas = 2 * torch.cuda.get_device_properties(self.device).multi_processor_count
-        self.padded = False  # decode-only ticks run as graphs of padded size
         self.seed = seed
         self.inverse_temperature = 1.0 / temperature
         self.ticks = 0
         self._make_room()
+        # a judge does not decode
+        self.padded = self.device.type == "cuda" if still is None else still
+        self.padded &= not shape.score_head
+        self.still = StillTicks(self) if self.padded else None
+        self.graph_pool = (
+            torch.cuda.graph_pool_handle() if self.device.type == "cuda" and self.padded else None
+        )
 
     @property
     def described(self) -> str:
@@ -128,6 +137,9 @@ class Engine:
         self.layers_x = [self.pools_x[i] for i in range(s.layers)]
         self.queries_x, self.merged_x = self.array(self.queries), self.array(self.merged)
         self.keys_x, self.values_x = self.array(self.keys), self.array(self.values)
+        if not s.score_head:
+            self.logits_room = empty(limits.max_rows, s.vocab)
+            self.logits_room_x = self.array(self.logits_room)
         self.room = ops.scratch(self.kernels, 4 * limits.max_rows + 2 * self.ctas)
         self.refs = xp.empty(limits.pages, np.int32)
         self.free = xp.empty(limits.pages, np.int32)
@@ -138,13 +150,13 @@ class Engine:
     # -- sharing memory between torch and the kernels ------------------------------------------------
 
     def array(self, tensor: Any) -> Any:
-        """The same memory as an array of the kernels' package: float32, or bf16 bits as uint16."""
+        """The same memory as an array of the kernels' package; bf16 as bits in uint16."""
         torch = self.torch
-        wide = tensor.dtype == torch.float32
-        bits = tensor if wide else tensor.view(torch.int16)
+        half = tensor.dtype == torch.bfloat16
+        bits = tensor.view(torch.int16) if half else tensor
         cpu = self.device.type == "cpu"
         found = bits.numpy() if cpu else self.kernels.xp.from_dlpack(bits)
-        return found if wide else found.view(np.uint16)
+        return found.view(np.uint16) if half else found
 
     def tensor(self, values: npt.NDArray[Any]) -> Any:
         """A host array on the engine's device."""
@@ -181,7 +193,12 @@ class Engine:
         self.ticks += 1
         with torch.inference_mode(), self.stream():
             self.keep_books(tick)
-            hidden = self._forward(tick)
+            step = self._plan(tick)
+            if step is not None and self.still is not None and not tick.pieces:
+                still = self.still.find(len(tick.tokens), step)
+                if still is not None and len(tick.sampled) == len(tick.tokens):
+                    return Result(self._fetch(still.run(tick, step)), np.empty(0, np.float32))
+            hidden = self._forward(tick, step)
             tokens = self._sample(hidden, tick.sampled)
             scores = self._judge(hidden, tick.scored)
             return Result(self._fetch(tokens), self._fetch(scores))
@@ -210,20 +227,33 @@ class Engine:
         fresh = xp.asarray(np.ascontiguousarray(copies[:, 1]))
         ops.fork(self.kernels, self.pools_x, tables, lengths, self.refs, rows[:n], rows[n:], fresh)
 
-    def _forward(self, tick: Tick) -> Any:
+    def _plan(self, tick: Tick) -> Step | None:
+        """The work lists of the decoders' attention, on the host."""
+        if not len(tick.tokens):
+            return None
+        kinds = self.kernels.shape
+        return plan(
+            tick.tables,
+            tick.positions + 1,
+            page=kinds.page,
+            group=kinds.group,
+            kv_heads=kinds.kv_heads,
+            row_tile=kinds.row_tile,
+            ctas=self.ctas,
+        )
+
+    def _forward(self, tick: Tick, step: Step | None) -> Any:
         """The last hidden state of every row [rows, hidden]."""
+        xp = self.kernels.xp
         pages, slots = written(tick, self.limits.page)
         tokens = np.concatenate([tick.tokens, *(p.tokens for p in tick.pieces)])
         positions = np.concatenate(
             [tick.positions, *(np.arange(p.start, p.start + len(p.tokens)) for p in tick.pieces)]
         )
-        step = None
-        if len(tick.tokens):
-            step = ops.plan_step(
-                self.kernels, [t.tolist() for t in tick.tables], tick.positions + 1, ctas=self.ctas
-            )
+        if step is not None:
             self._grow_room(int(step.parts[-1]))
-        xp = self.kernels.xp
+            lists = (step.order, step.pages, step.prefix, step.suffix, step.parts)
+            step = Step(*(xp.asarray(values) for values in lists))
         contexts = [self._context(tick.pieces, group) for group in groups(tick.pieces)]
         return self.forward(
             self.tensor(tokens),
@@ -233,6 +263,7 @@ class Engine:
             step,
             self.tensor(tick.again[:, 0]) if len(tick.again) else None,
             _placed(tick, contexts),
+            self.room,
         )
 
     def _grow_room(self, parts: int) -> None:
@@ -241,7 +272,7 @@ class Engine:
 
     def forward(
         self, tokens: Any, positions: Any, pages: Any, slots: Any, step: Step | None, again: Any,
-        contexts: list[_Context],
+        contexts: list[_Context], room: tuple[Any, Any],
     ) -> Any:  # fmt: skip
         """All layers over tensors [rows] of tokens and positions; decoders come first, by `step`."""
         functional = self.torch.nn.functional
@@ -250,7 +281,6 @@ class Engine:
         more = 0 if again is None else len(again)
         turn = turns(positions)
         x = functional.embedding(tokens, self.weights.embedding)
-        room = self.room
         for i, layer in enumerate(self.weights.layers):
             mixed = functional.linear(normed(x, layer.norm_in), layer.qkv)
             mixed = mixed.view(n, s.heads + 2 * s.kv_heads, HEAD_DIM)
@@ -326,16 +356,23 @@ class Engine:
         """One token a row by Gumbel-max: an int32 array of the kernels' package."""
         xp = self.kernels.xp
         tokens = xp.empty(logits.shape[0], np.int32)
-        key = xp.asarray(np.array([self.seed & 0xFFFFFFFF, self.seed >> 32, self.ticks], np.uint32))
+        self.sample_into(self.array(logits), xp.asarray(self.key()), tokens)
+        return tokens
+
+    def sample_into(self, logits: Any, key: Any, tokens: Any) -> None:
+        """The same on arrays of the kernels' package."""
         ops.sample(
             self.kernels,
-            self.array(logits),
+            logits,
             inverse_temperature=self.inverse_temperature,
             top_p=1.0,
             key=key,
             tokens=tokens,
         )
-        return tokens
+
+    def key(self) -> npt.NDArray[np.uint32]:
+        """What this tick's draws are keyed by: seed (low, high) and tick."""
+        return np.array([self.seed & 0xFFFFFFFF, self.seed >> 32, self.ticks], np.uint32)
 
     def _judge(self, hidden: Any, rows: Ints) -> Any:
         """The reward head's probability that a step is right. Shape: Qwen2.5-Math-PRM, linear, ReLU, linear to 2."""

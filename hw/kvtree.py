@@ -44,7 +44,7 @@ class _Run:
 
 
 def plan(
-    tables: Sequence[Sequence[int]] | Ints,
+    tables: Sequence[Sequence[int] | Ints] | Ints,
     lengths: Sequence[int] | Ints,
     *,
     page: int,
@@ -66,7 +66,7 @@ def plan(
             f"min_branches must be >= 2 (one branch shares with nobody), got {min_branches}"
         )
     count = len(lengths)
-    rows = [tuple(int(p) for p in tables[b]) for b in range(count)]
+    rows = [tuple(np.asarray(tables[b], np.int32).tolist()) for b in range(count)]
     held = [int(n) for n in lengths]
     for b in range(count):
         if held[b] > len(rows[b]) * page:

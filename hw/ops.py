@@ -85,7 +85,7 @@ class Kernels:
 
 def plan_step(
     k: Kernels,
-    tables: Sequence[Sequence[int]] | Ints,
+    tables: Sequence[Sequence[int] | Ints] | Ints,
     lengths: Sequence[int] | Ints,
     *,
     ctas: int = 264,

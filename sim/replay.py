@@ -85,6 +85,9 @@ def make_engines(setup: Rig, device: str) -> tuple[Any, Any]:
         )
     except (GpuError, RuntimeError) as error:
         raise ReplayError(f"no engine on {device}: {error}", 4) from None
+    for engine in (policy, judge):
+        if engine.still is not None:
+            engine.still.make_all(_teller("graphs of decode ticks"))
     return policy, judge
 
 
