@@ -38,22 +38,21 @@ def all_answered_and_nothing_left(house: House, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pages", "judge_pages", "sharing", "fork", "width"),
+    ("pages", "judge_pages", "sharing", "fork", "width", "reclaim"),
     [
-        (1_000, 1_000, "tree", "copy_tail", 3),
-        (1_400, 1_000, "tree", "recompute_tail", 2),
-        (1_000, 3_000, "per_branch", "copy_tail", 2),
-        (7_000, 1_000, "per_branch", "copy_tail", 2),
-        (50_000, 50_000, "tree", "copy_tail", 2),
+        (1_000, 1_000, "tree", "copy_tail", 3, "youngest"),
+        (1_000, 1_000, "tree", "copy_tail", 2, "lru"),
+        (1_400, 1_000, "tree", "recompute_tail", 2, "youngest"),
+        (1_000, 3_000, "per_branch", "copy_tail", 2, "youngest"),
+        (7_000, 1_000, "per_branch", "copy_tail", 2, "youngest"),
+        (50_000, 50_000, "tree", "copy_tail", 2, "youngest"),
     ],
 )
 def test_300_beam_searches_at_once_all_finish(
-    pages: int, judge_pages: int, sharing: Any, fork: Any, width: int
+    pages: int, judge_pages: int, sharing: Any, fork: Any, width: int, reclaim: Any
 ) -> None:
-    house = House(
-        Settings(pages, sharing=sharing, fork=fork),
-        Settings(judge_pages, sharing=sharing, fork=fork, max_num_seqs=64),
-    )
+    shared: dict[str, Any] = {"sharing": sharing, "fork": fork, "reclaim": reclaim}
+    house = House(Settings(pages, **shared), Settings(judge_pages, max_num_seqs=64, **shared))
     for world in questions("math-500", pages, 300):
         house.ask(world, "beam", width=width, expand=width)
     house.env.run()
@@ -86,16 +85,24 @@ def longest(worlds: list[Watched], **parameters: int) -> tuple[int, int]:
     budget=st.sampled_from([8, 64, 2048]),
     searches=st.sampled_from([None, 1, 3]),
     gap_s=st.sampled_from([0.0, 0.013]),
+    vllm=st.fixed_dictionaries(
+        {
+            "reclaim": st.sampled_from(["youngest", "lru"]),
+            "enable_prefix_caching": st.sampled_from([True, True, False]),
+            "scheduler_reserve_full_isl": st.booleans(),
+            "async_scheduling": st.booleans(),
+        }
+    ),
 )
 def test_pools_that_hold_one_longest_branch_are_enough_for_every_search(
     seed: int, layout: Any, judge_layout: Any, block: int, spare: int, width: int, expand: int,
-    seqs: int, budget: int, searches: int | None, gap_s: float,
+    seqs: int, budget: int, searches: int | None, gap_s: float, vllm: dict[str, Any],
 ) -> None:  # fmt: skip
     tokens, depth = longest(questions(SMALL, seed, 12), width=width, expand=expand)
     # one branch holds its path, and under `tree` up to a page of copied tail for each fork on it
     pages = -(-tokens // block) + depth + 1
     engines = [
-        Settings(pages + spare, block, seqs, budget, searches, *chosen)
+        Settings(pages + spare, block, seqs, budget, searches, *chosen, **vllm)
         for chosen in (layout, judge_layout)
     ]
     house = House(*engines)
