@@ -10,13 +10,13 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_right
 from itertools import accumulate
-from math import ceil
 from operator import attrgetter
 
 from sim.admission import admit
 from sim.branch import Cohort, Cost, Fill, Settings, Stretch
 from sim.kv import DECODING, DONE, FILLING, WAITING, DoesNotFitError, KvNode, Query, does_not_fit
 from sim.ledger import Ledger
+from sim.reading import timed_reads
 
 __all__ = ["Batch", "Cost", "Settings", "Stretch"]
 
@@ -72,7 +72,7 @@ class Batch(Ledger):
         read = self.read + self.read_saturated / self.saturation
         first, slope = base + kv_s * read, kv_s * b
         if self._timed:
-            more, drift, ticks = self._reading(b, 0, ticks)
+            more, drift, ticks = timed_reads(self, b, 0, ticks)
             first += more
             slope += drift
         stretch = self._stretch = Stretch(ticks, first, slope, copy_s)
@@ -110,7 +110,7 @@ class Batch(Ledger):
         if b:
             self._per_decoder = (base - prefill + self._prefix_s) / b
             if self._timed:
-                more, drift, ticks = self._reading(b, chunk, ticks)
+                more, drift, ticks = timed_reads(self, b, chunk, ticks)
                 first += more
                 slope += drift
         self._chunk = chunk
@@ -119,50 +119,6 @@ class Batch(Ledger):
         self.regimes += 1
         stretch = self._stretch = Stretch(ticks, first, slope, copy_s)
         return stretch
-
-    def _reading(self, b: int, c: int, ticks: int) -> tuple[float, float, int]:
-        """What timed reads take beyond `kv_s` a token: in the next tick, more in each after, for how many.
-
-        The decoders share it, as they share the step's base. Between two timed contexts a step's time is
-        straight, so a regime ends where the next piece begins. Unequal contexts (`skew`) need each
-        decoder's own, which naive attention has.
-        """
-        cost = self.cost
-        read = self.read + self.read_saturated / self.saturation
-        now, slope, upto = cost.reading(b, c, read)
-        share = 0.0
-        if self.naive and b > 1:
-            alpha = cost.alpha(b, c > 0)
-            if alpha:
-                low, high, variance = self._spread(b)
-                mean = read / b
-                if low < high:
-                    share = alpha * variance / ((mean - low) * (high - mean))
-                    longest, rise, end = cost.reading(b, c, b * high)
-                    upto = min(upto, read + end - b * high)
-                    now += share * (longest - now)
-                    slope += share * (rise - slope)
-        more, drift = now - cost.kv_s * read, (slope - cost.kv_s) * b
-        self._per_decoder += more / b
-        self._drift = drift / b
-        if upto < float("inf"):
-            ticks = min(ticks, max(1, ceil((upto - read) / b)))
-        return more, drift, ticks
-
-    def _spread(self, b: int) -> tuple[int, int, float]:
-        """Least and most KV tokens that a decoder reads now, and their variance."""
-        tick = self.tick
-        least, most, squares, total = 1 << 60, 0, 0, 0
-        for _, query in self._decoding:
-            for cohort in query.cohorts:
-                own = cohort.written + tick - cohort.joined + cohort.context
-                for node in cohort.nodes:
-                    if node.cohort is cohort:
-                        tokens = own + node.tail
-                        least, most = min(least, tokens), max(most, tokens)
-                        total += tokens
-                        squares += tokens * tokens
-        return least, most, squares / b - (total / b) ** 2
 
     def _next_end(self) -> int:
         """Return the tick with which the next decoder ends or reaches its mark."""
@@ -244,7 +200,7 @@ class Batch(Ledger):
             prefill = base - min(base, cost.base_s(plain, 0)) if prefill_tokens else 0.0
             self._per_decoder = (base - prefill + self._prefix_s) / plain
             if self._timed:
-                seconds += self._reading(plain, prefill_tokens, 1)[0]
+                seconds += timed_reads(self, plain, prefill_tokens, 1)[0]
         if prefill_tokens:
             prefill /= prefill_tokens
             for query, tokens, context_s in chunks:

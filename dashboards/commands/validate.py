@@ -129,8 +129,11 @@ def picture(found: Validation) -> RenderableType:
     measured, simulated = run.requests.latencies, found.played.requests.latencies
     for name in measured:
         parts.append(_cdf(name, measured[name], simulated[name]))
+    parts.append(
+        Text("Share of requests up to a time: # both, m measured alone, s simulated alone.")
+    )
     if found.mechanism is not None:
-        parts.append(_over_time(found.mechanism))
+        parts += [Text(""), _over_time(found.mechanism)]
     played = found.played
     parts.append(
         Text(
@@ -144,11 +147,11 @@ def picture(found: Validation) -> RenderableType:
 
 
 def _verdict(found: Validation) -> Text:
-    limits = f"means within {MEAN_LIMIT:.0%}, p99 within {P99_LIMIT:.0%}"
+    limits = f"means within {_percent(MEAN_LIMIT, '.0f')}, p99 within {_percent(P99_LIMIT, '.0f')}"
     if found.holds:
         return Text(f"HOLDS: {limits}.", style="bold")
     worst = [
-        f"{m.name} {key} {m.error[key]:+.1%}"
+        f"{m.name} {key} {_percent(m.error[key], '+.1f')}"
         for m in found.metrics
         for key, limit in (("mean", MEAN_LIMIT), ("p99", P99_LIMIT))
         if abs(m.error[key]) > limit
@@ -164,13 +167,17 @@ def _errors(metrics: Sequence[Metric]) -> Table:
     for m in metrics:
         table.add_row(f"{m.name} measured", *(_time(m.measured[key]) for key in STATISTICS), "", "")
         table.add_row("  simulated", *(_time(m.simulated[key]) for key in STATISTICS), "", "")
-        errors = (Text(f"{m.error[key]:+.2%}", style="bold") for key in STATISTICS)
-        table.add_row("  error", *errors, f"{m.ks:.3f}", f"±{m.spread:.1%}")
+        errors = (Text(_percent(m.error[key]), style="bold") for key in STATISTICS)
+        table.add_row("  error", *errors, f"{m.ks:.3f}", f"±{_percent(m.spread, '.1f')}")
     return table
 
 
 def _time(seconds: float) -> str:
-    return f"{1e3 * seconds:.4g} ms" if seconds < 1 else f"{seconds:.4g} s"
+    return f"{1e3 * seconds:#.4g} ms" if seconds < 1 else f"{seconds:#.4g} s"
+
+
+def _percent(share: float, form: str = "+.2f") -> str:
+    return f"{100 * share:{form}} %"
 
 
 def _cdf(name: str, measured: Any, simulated: Any) -> Table:
@@ -200,12 +207,12 @@ def _cdf(name: str, measured: Any, simulated: Any) -> Table:
 
 
 def _over_time(found: Mechanism) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(1, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for head in ("Over time, mean", "running", "waiting", "KV in use"):
         table.add_column(head, justify="left" if head.startswith("Over") else "right")
     for i, who in enumerate(("measured", "simulated")):
         running, waiting = f"{found.running[i]:.1f}", f"{found.waiting[i]:.1f}"
-        table.add_row(who, running, waiting, f"{found.kv_share[i]:.1%}")
+        table.add_row(who, running, waiting, _percent(found.kv_share[i], ".1f"))
     return table
 
 
@@ -214,9 +221,13 @@ def _diagnosis(terms: Sequence[Term]) -> Table:
     for head in ("Term", "changed", "TTFT", "TPOT", "E2E", "would explain", "with"):
         table.add_column(head, justify="left" if head in ("Term", "changed", "with") else "right")
     for term in terms:
-        answer = (f"{term.answer[m]:+.2%}" for m in ("TTFT", "TPOT", "E2E"))
+        answer = (_percent(term.answer[m]) for m in ("TTFT", "TPOT", "E2E"))
         table.add_row(
-            term.name, term.change, *answer, f"{term.explains:.0%}", f"{term.needed:+.2f} of it"
+            term.name,
+            term.change,
+            *answer,
+            _percent(term.explains, ".0f"),
+            f"{term.needed:+.2f} of it",
         )
     return table
 
@@ -227,4 +238,6 @@ def _cause(found: Validation) -> Text:
         return Text("No single term explains what is left.")
     alike = [t for t in found.terms if t.explains > best.explains - _ALIKE]
     causes = ", or ".join(f"{t.name} ({t.needed:+.2f} times {t.change})" for t in alike)
-    return Text(f"What is left looks most like {causes}: {best.explains:.0%} of it explained.")
+    return Text(
+        f"What is left looks most like {causes}: {_percent(best.explains, '.0f')} of it explained."
+    )
