@@ -30,6 +30,7 @@ EXTRAS: Final[Mapping[str, tuple[tuple[str, ...], str]]] = MappingProxyType(
         "torch": (("torch",), "torch"),
         "aiconfigurator": (("aiconfigurator_core",), "aiconfigurator-core"),
         "cluster": (("dask", "distributed"), "dask distributed"),
+        "prices": (("genai_prices",), "genai-prices"),
     }
 )
 
@@ -405,6 +406,50 @@ def price(
         typer.echo(to_json(found))
     if refused and fail_on_promise:
         raise typer.Exit(MISSED)
+
+
+@command
+def bill(
+    what: Annotated[
+        str, typer.Argument(metavar="RUN|SCENARIO", help="A run directory, or a scenario to run.")
+    ],
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", metavar="MODEL", help="An API model to compare; repeatable."),
+    ] = None,
+    as_of: Annotated[
+        str | None, typer.Option("--as-of", metavar="DATE", help="Day of its prices; today.")
+    ] = None,
+    set_: Set = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Processes; all cores by default.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a workload costs a month on whole nodes, and when an API would be cheaper.
+
+    \b
+    Example: treeline bill scenarios/thinking-r1.yaml
+             treeline bill runs/quickstart --against gpt-5 --as-of 2026-11-01
+    """
+    from dashboards.commands import bill as bills
+    from dashboards.terminal import as_json as to_json
+
+    runs = bills.directories([what], optimise=False)
+    loaded = None if runs else _load(what, set_ or ())
+    found = bills.bill(
+        loaded,
+        what if runs else None,
+        set_ or (),
+        against or (),
+        as_of,
+        workers=workers,
+        quiet=quiet,
+        as_json=as_json,
+    )
+    if as_json:
+        typer.echo(to_json(found))
 
 
 @command

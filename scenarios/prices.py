@@ -101,11 +101,12 @@ class Drift(Strict):
 
 
 class Month(Strict):
-    """How a month is planned: busy share at the peak, weekends, whole nodes."""
+    """How a month is planned: busy share at the peak, weekends, whole nodes, rates of a commitment."""
 
     busy: Annotated[Share, Field(gt=0)] = 0.7
-    weekend: Share = 0.7  # of a weekday's load
+    weekend: Share = 0.7  # of a weekday's load, where arrivals have a day (kind: diurnal)
     node_gpus: Whole = 8
+    committed_rates: dict[Text, UsdPerHour] = Field(default_factory=dict)
 
 
 class Pricing(Strict):

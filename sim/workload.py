@@ -181,6 +181,12 @@ def _cumulative(spec: Diurnal, horizon_s: float) -> tuple[Floats, Floats]:
     return inside, at - at[0]
 
 
+def day(spec: Diurnal) -> Floats:
+    """The mean arrival rate in each hour of a day from hour 0, 1/s, shape (24,)."""
+    shape = _hourly_shape(spec.hourly) if spec.hourly else _smooth_shape(spec.peak_to_mean or 1.0)
+    return np.asarray(spec.rate * shape.reshape(24, -1).mean(axis=1))
+
+
 def _hourly_shape(hourly: tuple[float, ...]) -> Floats:
     rates = np.asarray(hourly, dtype=np.float64)
     shape: Floats = rates / rates.mean()

@@ -21,7 +21,7 @@ LEFT = {
     "dashboards": {"scenarios", "hw", "models", "sim", "pricing"},
 }
 CATALOGUES = {"hw", "hw.device", "hw.transformer"}
-OPTIONAL = {"streamlit", "altair", "torch", "cupy", "pynvml", "dask", "distributed"}
+OPTIONAL = {"streamlit", "altair", "torch", "cupy", "pynvml", "dask", "distributed", "genai_prices"}
 FILES = sorted(path for room in LEFT for path in (ROOT / room).rglob("*.py"))
 
 
