@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -146,8 +146,8 @@ def highest(
 ) -> Certified | None:
     """The highest promise of `LADDER` under `below` that the sample supports; None where it supports none.
 
-    The ladder is climbed from 50 % until `certify` first fails. What is found was chosen on this sample:
-    confirm it on a fresh one before it is sold.
+    The ladder is climbed from 50 % until `certify` first fails; at the threshold reached, what its bound
+    allows. What is found was chosen on this sample: confirm it on a fresh one before it is sold.
     """
     best = None
     for promise in LADDER:
@@ -155,7 +155,10 @@ def highest(
         if found is None:
             break
         best = found
-    return best
+    if best is None:
+        return None
+    reached = max(promise for promise in LADDER if promise <= best.bound and promise < below)
+    return replace(best, promise=max(best.promise, reached))
 
 
 def at_threshold(

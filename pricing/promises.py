@@ -38,7 +38,7 @@ class Judged:
 
     `certified` is the threshold under which it may be sold, None where it is refused and `reason` says
     why; `as_sold` is what the sample says of the rule in force (the confidence reaches the promise);
-    `supported` the highest promise that
+    `supported` the highest promise of the calibrated confidence that
     the sample does support; `needed` the calibration queries this promise would take (`at_least` if
     every sold answer were right), None where no sample would do.
     """
@@ -188,6 +188,7 @@ def _judge(
         said = confidences(drawn, basis, calibrator)
         rule = at_threshold(said, drawn.correct, goal, goal, delta)
         found, reason = None, "calibrated before the verifier drifted"
+    honest = confidences(drawn, "calibrated", calibrator)
     return Judged(
         tier=tier,
         query_class=list(scenario.workload.classes)[class_index],
@@ -197,8 +198,8 @@ def _judge(
         certified=found,
         reason="" if found else reason,
         as_sold=rule,
-        supported=found or highest(said, drawn.correct, delta, below=goal),
-        needed=None if found else plan_sample(said, drawn.correct, goal, delta),
+        supported=found or highest(honest, drawn.correct, delta, below=goal),
+        needed=None if found else plan_sample(honest, drawn.correct, goal, delta),
         at_least=sample_needed(goal, 0, delta),
         cost_per_query=cost,
     )

@@ -89,11 +89,10 @@ def test_90_percent_from_the_raw_score_at_4_samples_is_refused_where_it_is_not_t
     assert item.as_sold.precision < 0.8
     assert item.supported is not None
     assert item.supported.promise < 0.9
-    easy = found[
-        "score", "puzzle"
-    ].certified  # there nineteen of twenty are right, and it may be sold
-    assert easy is not None
-    assert easy.bound > 0.9
+    for other in found.values():  # a class of which it is true would be sold
+        if other.tier == "score":
+            assert other.as_sold is not None
+            assert other.kept == (other.as_sold.bound >= 0.9)
 
 
 def test_the_same_promise_is_kept_on_a_thousand_queries_and_refused_after_a_drift() -> None:
