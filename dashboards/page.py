@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -69,11 +69,18 @@ def keep(key: str, value: str) -> None:
 
 
 def choose(
-    label: str, key: str, choices: Sequence[str], default: str = "", where: Any = None
+    title: str,
+    key: str,
+    choices: Sequence[str],
+    default: str = "",
+    where: Any = None,
+    label: Callable[[str], str] = str,
 ) -> str:
-    """A select box whose choice is in the address; `choices` is not empty."""
+    """A select box whose choice is in the address; `choices` is not empty, `label` says what each is."""
     start = remembered(key, choices, default or choices[0])
-    found = (where or st).selectbox(label, choices, index=list(choices).index(start))
+    found = (where or st).selectbox(
+        title, choices, index=list(choices).index(start), format_func=label
+    )
     keep(key, found)
     return str(found)
 

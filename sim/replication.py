@@ -118,7 +118,7 @@ def _replicate(
     last = float(demand.arrival_s[-1]) if len(demand) else 0.0
     horizon = scenario.horizon
     end = last if horizon.measure_s is None else horizon.warmup_s + horizon.measure_s
-    env.process(_arrivals(env, resolved, demand, fleet, thinking))
+    env.process(arrivals(env, resolved, demand, fleet, thinking))
     env.process(_timeline(env, fleet, recorder, replication, end / _SAMPLES))
     try:
         for step in range(1, _SLICES + 1):
@@ -151,13 +151,15 @@ def _replicate(
     return Result(scenario.name, scenario.seed, *tables, meta)
 
 
-def _arrivals(
+def arrivals(
     env: simpy.Environment,
     resolved: Resolved,
     demand: Queries,
     fleet: Fleet,
     thinking: list[Thinking | None],
+    make: Callable[..., Thinking] = Thinking,
 ) -> Generator[simpy.Event, Any, Any]:
+    """Let the queries of `demand` arrive and think, each made by `make`; None where it is refused."""
     decide = controller(resolved.scenario.controller.kind)
     plans = resolved.plans
     classes = resolved.classes
@@ -186,7 +188,7 @@ def _arrivals(
         chosen: Plan = decide.plan(Features(plans[tier], demand.classes[item], tokens))
         replica, judge = fleet.place(row, key)
         prefix = _chain(demand.prefix[row], tokens, block) if demand.prefix is not None else ()
-        query = Thinking(
+        query = make(
             row,
             search_for(chosen, Tree(world.root)),
             world,

@@ -21,6 +21,8 @@ from dashboards.charts.quality import (
     marginals,
     reliability,
 )
+from dashboards.charts.search import pages as search_pages
+from dashboards.charts.search import tree as search_tree
 
 __all__ = [
     "METRICS",
@@ -44,6 +46,8 @@ __all__ = [
     "pages_by_tier",
     "reliability",
     "roofline",
+    "search_pages",
+    "search_tree",
     "time_spent",
     "transfers",
     "waterfall",

@@ -24,6 +24,7 @@ PAGES = {
     "quality": "Quality",
     "kv": "KV memory",
     "pricing": "Pricing",
+    "search": "One query",
     "capacity": "Capacity",
     "compare": "Compare",
     "scenario": "Scenario",
