@@ -84,8 +84,9 @@ def _torch_attend() -> Attend:
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
     def tensor(array: Array) -> Any:
-        there = torch.from_numpy(array)
-        return there.view(torch.bfloat16) if array.dtype == np.uint16 else there
+        if array.dtype == np.uint16:
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
 
     def attend(queries: Array, keys: Array, kept: Array) -> tuple[Array, Array]:
         with torch.inference_mode():

@@ -30,6 +30,7 @@ Tell = Callable[[int, int, float, str], None]
 
 ORDER_SEED = 7
 SETUP_S = 0.02  # of building and checking a point, beside its runs
+GIVE_UP = 10  # points that fail in a row: the device is not usable any more
 INCLUDED = 1e-9  # launch_s of a measured profile: its times hold the launch already
 _HEADS = ("prefix_attention", "suffix_attention", "attention", "naive_attention", "merge",
           "kv_append", "prefill_attention", "fork_copy", "prune")  # fmt: skip
@@ -216,6 +217,8 @@ def _all_points(
             write(row)
             rows.append(row)
             spent += 1
+            if len(rows) >= GIVE_UP and all(r["status"].startswith("failed") for r in rows[-GIVE_UP:]):
+                return False, _drift(watched, seen)
         sentinels()
     except KeyboardInterrupt:
         return False, _drift(watched, seen)
@@ -235,8 +238,10 @@ def _measured(ready: Bench, shape: Transformer, point: Point, budget: Budget) ->
     except TooBig as error:
         return _row(ready, shape, point, None, None, f"skipped: {error}", before)
     except ready.backend.exhausted as error:
-        text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        return _row(ready, shape, point, None, None, f"out of memory: {text}", before)
+        return _row(ready, shape, point, None, None, f"out of memory: {_first_line(error)}", before)
+    except Exception as error:  # noqa: BLE001 (one operation that fails must not cost the others)
+        reason = f"failed: {type(error).__name__}: {_first_line(error)}"
+        return _row(ready, shape, point, None, None, reason, before)
     return _row(ready, shape, point, made, found, "ok", before)
 
 
@@ -294,6 +299,10 @@ def _drift(watched: Sequence[Point], seen: Sequence[Sequence[float]]) -> dict[st
         "median": float(np.median([change for _, change in pairs])) if pairs else 0.0,
         "worst": worst[1] if worst else 0.0, "worst_point": _said(worst[0]) if worst else "",
     }  # fmt: skip
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:200]
 
 
 def _said(point: Point) -> str:

@@ -104,6 +104,7 @@ class GraphClock:
     ) -> Times:
         """Seconds of one run within a replay, launch gaps of a graph included."""
         cuda = self.torch.cuda
+        cuda.synchronize()  # inputs are made on another stream
         with self.on():
             if reset is not None:
                 reset()

@@ -76,6 +76,9 @@ class FakeCuda:
 
         self.CUDAGraph, self.Event = Graph, Event
 
+    def synchronize(self) -> None:
+        assert self.capturing is None
+
     def run(self, unit: int) -> None:
         if self.capturing is None:
             self.steps.run(unit)
