@@ -1,11 +1,12 @@
-# One word each: run, test, lint, dash, bench, gpu. Needs make (3.81 or later), pip (22.3 or later) and a Python 3.11 to 3.13.
+# One word each: run, test, lint, dash, bench, kernels, gpu. Needs make (3.81 or later), pip (22.3 or later) and a Python 3.11 to 3.13.
 # Everything goes into .venv; nothing is installed again until pyproject.toml or constraints.txt change, so a second run works offline.
 .DEFAULT_GOAL := help
-.PHONY: help run test slow screenshots lint dash bench gpu readme clean FORCE
+.PHONY: help run test slow screenshots lint dash bench kernels gpu gpu-dry readme clean FORCE
 
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMPS := $(VENV)/stamps
+KERNELS := $(VENV)/kernels
 PAGE := $(if $(wildcard dashboards/app.py),$(STAMPS)/dashboard)
 
 # An environment whose Python no longer starts, or that belongs to another clone, is made again.
@@ -20,7 +21,9 @@ help:
 	@echo "make lint    ruff (rules and format) and mypy"
 	@echo "make dash    open the page on the runs in runs/ (needs a browser)"
 	@echo "make bench   how fast the simulator is, beside raw SimPy on the same machine"
-	@echo "make gpu     what needs an NVIDIA GPU"
+	@echo "make kernels compile the CUDA kernels without a GPU (CuPy and NVRTC: 160 MB, once)"
+	@echo "make gpu     what needs an NVIDIA GPU: tests, profile, kernel benchmark (gpu-tests, gpu-profile, gpu-bench)"
+	@echo "make gpu-dry the same host code where there is none"
 	@echo "make readme  put the report of \`make run\`, and the tree, into README.md"
 	@echo "make screenshots  take the pictures of the page in docs/pictures (needs a Chromium)"
 	@echo "make clean   remove what was built; runs/ and $(VENV) stay"
@@ -47,14 +50,54 @@ dash: $(STAMPS)/dashboard
 bench: $(STAMPS)/core
 	@$(PY) tests/bench.py
 
+# Machine code for Hopper and Ampere without a GPU. CuPy and NVRTC lie apart, so that make test stays quick.
+kernels: $(STAMPS)/kernels
+	@echo "==> every kernel, every shape, for sm_90a and sm_80: compiled, no register spilled"
+	@PYTHONPATH=$(KERNELS) LD_LIBRARY_PATH=$(KERNELS)/nvidia/cu13/lib TREELINE_NVRTC=required \
+	  $(PY) -m pytest -n 2 tests/hw/test_kernels_compile.py
+
+# What needs an NVIDIA GPU, in parts of under ten minutes each; it runs from a checkout with python3 that has torch, CuPy,
+# NumPy, SciPy, scikit-learn, PyYAML, pyarrow, rich and pytest. Results are files under $(GPU_OUT).
+GPU_OUT := build/gpu
+GPU_PY := PYTHONPATH=. $(or $(PYTHON),python3)
+GPU_PARTS := tests profile bench
+GPU_MINUTES := timeout -s INT 585
+define need_gpu
+if ! { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; }; then \
+  echo "No NVIDIA GPU answers here (nvidia-smi -L). On a machine with one: make gpu. Here, make gpu-dry runs the same" >&2; \
+  echo "host code on a twin of the launch interface, and make kernels compiles what would be launched." >&2; exit 4; \
+fi; mkdir -p $(GPU_OUT)
+endef
+.PHONY: $(GPU_PARTS:%=gpu-%) $(GPU_PARTS:%=gpu-dry-%)
+
 gpu:
-	@if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then \
-	  echo "==> the kernels against their float64 reference (the profiler and the replay are not there yet)"; \
-	  PYTHONPATH=. $(or $(PYTHON),python3) -m pytest tests/gpu -m gpu; \
-	else \
-	  echo "No NVIDIA GPU answers here (nvidia-smi -L). With one, CuPy (pip install cupy-cuda13x), pytest and" >&2; \
-	  echo "hypothesis in reach of python3, make gpu tests the kernels against their float64 reference." >&2; exit 4; \
-	fi
+	@$(need_gpu); failed=; for part in $(GPU_PARTS); do \
+	  echo "==> make gpu-$$part"; $(MAKE) --no-print-directory gpu-$$part || failed="$$failed gpu-$$part"; \
+	done; ls -l $(GPU_OUT); if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
+
+gpu-tests:
+	@$(need_gpu); $(GPU_PY) -m pytest tests/gpu -m gpu -W default -o minversion=7.0 -p no:cacheprovider \
+	  --junitxml=$(GPU_OUT)/tests.xml
+
+# Interrupted or out of time, it goes on where it was when it is called again.
+gpu-profile:
+	@$(need_gpu); $(GPU_MINUTES) $(GPU_PY) -m hw.measure --device cuda --out $(GPU_OUT)/profile --resume --force
+
+gpu-bench:
+	@$(need_gpu); $(GPU_MINUTES) $(GPU_PY) -m hw.contest --device cuda --out $(GPU_OUT)
+
+gpu-dry: $(GPU_PARTS:%=gpu-dry-%)
+
+gpu-dry-tests: $(STAMPS)/test
+	@$(PY) -m pytest -q tests/gpu tests/hw/test_kernels_emulated.py tests/hw/test_kernels_on_host.py
+
+gpu-dry-profile: $(STAMPS)/test
+	@$(PY) -m pytest -q tests/hw/test_profiler.py
+	@$(PY) -m hw.measure --device cuda --dry-run
+
+gpu-dry-bench: $(STAMPS)/test
+	@$(PY) -m pytest -q tests/hw/test_contest.py
+	@$(PY) -m hw.contest --device cpu --small --out build/gpu-dry
 
 readme: $(STAMPS)/core
 	@mkdir -p build
@@ -128,4 +171,11 @@ $(STAMPS)/e2e: $(STAMPS)/core
 	@set -e; $(find_pip); \
 	echo "==> $(VENV): playwright, which drives a Chromium of this machine (once)"; \
 	$$pip install -c constraints.txt --no-build-isolation -e '.[e2e]'; \
+	touch $@
+
+$(STAMPS)/kernels: $(STAMPS)/test
+	@set -e; $(find_pip); \
+	echo "==> $(KERNELS): CuPy and NVRTC (160 MB, once)"; \
+	rm -rf $(KERNELS); $$pip install -c constraints.txt --no-deps --target $(KERNELS) \
+	  cupy-cuda13x nvidia-cuda-nvrtc cuda-pathfinder; \
 	touch $@

@@ -29,7 +29,7 @@ class Backend:
 
     `cache_bytes`: its last-level cache; `arena_bytes`: what the profiler may fill with KV. `facts`: provenance.
     `sense()`: clock in MHz, power in W, temperature in C now (NaN where it cannot be read). `kernels` compiles once a
-    shape. Errors in `exhausted` mean that memory ran out.
+    shape; `wait()` until everything issued is done. Errors in `exhausted` mean that memory ran out.
     """
 
     kind: Literal["cpu", "cuda"]
@@ -41,6 +41,7 @@ class Backend:
     memory_bytes: float
     arena_bytes: float
     sense: Callable[[], tuple[float, float, float]]
+    wait: Callable[[], None] = lambda: None
     exhausted: tuple[type[BaseException], ...] = (MemoryError,)
     facts: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -132,6 +133,7 @@ def cuda_backend() -> Backend:
         memory_bytes=float(total),
         arena_bytes=min(_ARENA_FRACTION["cuda"] * free, ARENA_LIMIT["cuda"]),
         sense=_nvml_sense(number),
+        wait=torch.cuda.synchronize,
         exhausted=(MemoryError, cupy.cuda.memory.OutOfMemoryError, torch.cuda.OutOfMemoryError),
         facts=facts,
     )

@@ -218,8 +218,7 @@ def _timed(on: Backend, forest: peers.Forest, make: Any, budget: Budget) -> tupl
     run, out = make(forest)
     found = on.clock.time(run, len(forest.pools), budget)
     run(0)
-    if forest.cuda:
-        on.xp.cuda.Device().synchronize()
+    on.wait()
     return 1e6 * found.median, out
 
 

@@ -49,9 +49,13 @@ def torch_linear() -> Linear:
     causal_lower_right: Any = import_module("torch.nn.attention.bias").causal_lower_right
 
     def tensor(array: Any) -> Any:
-        bits = array.dtype == np.uint16  # int16 on the way, which every version of torch and DLPack knows
+        bits = (
+            array.dtype == np.uint16
+        )  # int16 on the way, which every version of torch and DLPack knows
         array = array.view(np.int16) if bits else array
-        there = torch.from_numpy(array) if isinstance(array, np.ndarray) else torch.from_dlpack(array)
+        there = (
+            torch.from_numpy(array) if isinstance(array, np.ndarray) else torch.from_dlpack(array)
+        )
         return there.view(torch.bfloat16) if bits else there
 
     def norm(rows: Any, residual: Any, weight: Any, out: Any) -> None:

@@ -22,7 +22,7 @@ from hw.floors import Op
 from hw.grid import HOLDOUT_SEED, LINEAR, Point, digest
 from hw.profile import Profile, make_profile
 from hw.timing import Budget, Times
-from hw.transformer import Transformer, linear_work
+from hw.transformer import Transformer, Work, linear_work
 
 Row = dict[str, Any]
 Tell = Callable[[int, int, float, str], None]
@@ -75,9 +75,11 @@ def estimate_s(plan: Plan, backend_kind: str) -> float:
     shapes = {shape.name: shape for shape in plan.models}
     slack, device = 3.0, plan.device
     spent = 0.0
+    known: dict[tuple[str, int], dict[str, Work]] = {}
     for point in [*plan.points, *plan.watched(), *plan.watched()]:
         shape = replace(shapes[point.model], layers=max(1, point.layers))
-        works = {work.name: work for work in linear_work(shape)}
+        key = (shape.name, shape.layers)
+        works = known.setdefault(key, known.get(key) or {w.name: w for w in linear_work(shape)})
         if point.op in works and point.op != "kv_append":
             once = works[point.op].floor_s(device, point.rows) / works[point.op].calls
         else:
@@ -217,7 +219,9 @@ def _all_points(
             write(row)
             rows.append(row)
             spent += 1
-            if len(rows) >= GIVE_UP and all(r["status"].startswith("failed") for r in rows[-GIVE_UP:]):
+            if len(rows) >= GIVE_UP and all(
+                r["status"].startswith("failed") for r in rows[-GIVE_UP:]
+            ):
                 return False, _drift(watched, seen)
         sentinels()
     except KeyboardInterrupt:

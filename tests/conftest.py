@@ -6,19 +6,20 @@ import os
 import shutil
 import subprocess
 import warnings
+from contextlib import suppress
 from functools import lru_cache
 
 import pytest
 
-with warnings.catch_warnings():
+with warnings.catch_warnings(), suppress(ModuleNotFoundError):  # tests/gpu need no hypothesis
     warnings.simplefilter("ignore")  # hypothesis looks at what else is installed
     from hypothesis import HealthCheck, settings
 
-settings.register_profile(
-    "default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
-settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+    settings.register_profile(
+        "default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    )
+    settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
+    settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 @lru_cache(maxsize=1)

@@ -12,13 +12,16 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(n)
-#define __shared__ static
+#define __shared__ __attribute__((section("block_memory"))) static
 struct Index { int x, y; };
 struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 static Index threadIdx, blockIdx;
+// What a kernel declares __shared__ lies in a section of its own, so that every block finds it full of garbage.
+extern "C" char __start_block_memory[] __attribute__((weak, visibility("hidden")));
+extern "C" char __stop_block_memory[] __attribute__((weak, visibility("hidden")));
 alignas(1024) static char memory[1 << 18];
 
 struct Copy { unsigned to; const void* from; int ok; };
@@ -31,13 +34,20 @@ struct Fiber {
 static std::vector<Fiber> fibers;
 static ucontext_t scheduler;
 static std::function<void()> body;
-static int arrived[33], round_of[33], block_threads;
+static int arrived[33], round_of[33], block_threads, progress;
+// 0: all threads in turn. 1, 2: one warp as far as it gets before the next, from the first or from the last. 3 and more:
+// warps picked at random (the seed), each as far as it gets: what one warp may do before another has done its part.
+static int schedule;
+// The barrier or wait (by number, in the order of the source) that is left out, where the source was numbered.
+static int left_out = -1;
+extern "C" void set_knobs(int order, int barrier) { schedule = order, left_out = barrier; }
 
 static void pause_here() { swapcontext(&fibers[threadIdx.x].context, &scheduler); }
 static void meet(int place, int count) {
   const int mine = round_of[place];
   if (++arrived[place] == count) arrived[place] = 0, round_of[place]++;
   while (round_of[place] == mine) pause_here();
+  progress++;
 }
 static void __syncthreads() { meet(32, block_threads); }
 static void __syncwarp() { meet(threadIdx.x >> 5, 32); }
@@ -129,6 +139,7 @@ template <class... A> static void run(void (*kernel)(A...), int x, int y, int th
   block_threads = threads;
   body = [=] { call(kernel, p, std::index_sequence_for<A...>{}); };
   memset(memory, 0xff, sizeof memory);
+  if (__start_block_memory) memset(__start_block_memory, 0xff, __stop_block_memory - __start_block_memory);
   memset(arrived, 0, sizeof arrived);
   if (fibers.size() != (size_t)threads) fibers = std::vector<Fiber>(threads);
   for (Fiber& f : fibers) {
@@ -140,11 +151,27 @@ template <class... A> static void run(void (*kernel)(A...), int x, int y, int th
     f.context.uc_stack.ss_size = f.stack.size();
     makecontext(&f.context, enter, 0);
   }
-  for (int left = threads; left;)
-    for (int i = 0; i < threads; i++)
-      if (!fibers[i].done) {
-        threadIdx = {i, 0};
-        swapcontext(&scheduler, &fibers[i].context);
-        left -= fibers[i].done;
-      }
+  const int warps = (threads + 31) / 32;
+  int left = threads;
+  const auto step = [&](int i) {
+    if (fibers[i].done) return;
+    threadIdx = {i, 0};
+    swapcontext(&scheduler, &fibers[i].context);
+    left -= fibers[i].done;
+    progress += fibers[i].done;
+  };
+  srand(schedule + x + 1000 * y);
+  while (left) {
+    if (!schedule) {
+      for (int i = 0; i < threads; i++) step(i);
+      continue;
+    }
+    for (int w = 0; w < warps; w++) {
+      const int warp = schedule == 1 ? w : schedule == 2 ? warps - 1 - w : rand() % warps;
+      do {
+        progress = 0;
+        for (int i = warp * 32; i < threads && i < warp * 32 + 32; i++) step(i);
+      } while (progress);
+    }
+  }
 }

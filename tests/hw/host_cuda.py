@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,14 +36,51 @@ def translated(name: str) -> str:
     return "\n".join([f'#include "{HEADER}"', text, *entries])
 
 
-def launcher(shape: ops.Shape, folder: Path, *, late: bool) -> ops.Launch:
-    """Compiles each file when it is first needed; `late`: asynchronous copies land when waited for, else at once."""
+@dataclass
+class Knobs:
+    """Which warps run ahead of which (see host_cuda.h), and the number of the barrier that is left out (-1: none)."""
+
+    schedule: int = 0
+    left_out: int = -1
+
+
+def numbered(text: str) -> tuple[str, int]:
+    """A translated source whose barriers can be left out one by one, and how many they are.
+
+    A wait for asynchronous copies that is left out waits for one group less.
+    """
+    count = 0
+
+    def one(found: re.Match[str]) -> str:
+        nonlocal count
+        count += 1
+        skip = f"if (left_out == {count - 1}) "
+        if found["left"] is None:
+            return skip + "; else __syncthreads();"
+        return f"{{ {skip}wait<{found['left']} + 1>(); else wait<{found['left']}>(); }}"
+
+    text = re.sub(r"__syncthreads\(\);|\bwait<(?P<left>[^>]+)>\(\);", one, text)
+    return text, count
+
+
+def launcher(
+    shape: ops.Shape,
+    folder: Path,
+    *,
+    late: bool,
+    knobs: Knobs | None = None,
+) -> ops.Launch:
+    """Compiles each file when it is first needed; `late`: asynchronous copies land when waited for, else at once.
+
+    With `knobs` barriers are numbered, and every launch looks at what they say.
+    """
     libraries: dict[str, ctypes.CDLL] = {}
 
     def library(name: str) -> ctypes.CDLL:
         if name not in libraries:
             code, out = folder / f"{name}.cpp", folder / f"{name}.so"
-            code.write_text(translated(name), "utf-8")
+            text = translated(name) if knobs is None else numbered(translated(name))[0]
+            code.write_text(text, "utf-8")
             command = ["g++", "-O1", "-w", "-fPIC", "-shared", *shape.options(), str(code)]
             subprocess.run([*command, *(["-DLATE"] if late else []), "-o", str(out)], check=True)
             libraries[name] = ctypes.CDLL(str(out))
@@ -61,6 +99,8 @@ def launcher(shape: ops.Shape, folder: Path, *, late: bool) -> ops.Launch:
                 for a, pointer in zip(kept, pointers, strict=True)
             )
         )
+        if knobs is not None:
+            library(cuda.KERNELS[name]).set_knobs(knobs.schedule, knobs.left_out)
         function = getattr(library(cuda.KERNELS[name]), f"run_{name}")
         for x in range(grid[0]):
             for y in range(grid[1] if len(grid) > 1 else 1):

@@ -61,7 +61,7 @@ def check_append(k: ops.Kernels, seed: int) -> None:
         tables[b, lengths[b] // s.page] = b
     expected = np.zeros((live, 2, s.kv_heads, s.page, 128), k.dtype)
     expected_lengths = lengths.copy()
-    pool, counts = xp.asarray(expected), xp.asarray(lengths)
+    pool, counts = xp.asarray(expected.copy()), xp.asarray(lengths)
     for advance in (False, True):
         reference.append(expected, keys, values, tables, expected_lengths, advance)
         arrays = (xp.asarray(a) for a in (keys, values, tables))
@@ -102,6 +102,20 @@ def check_fork_and_prune(k: ops.Kernels, seed: int) -> None:
     assert (host(there[3]) == tree.refs).all()
     assert (host(there[2]) == tree.lengths).all()
     assert not host(flags).any()
+
+
+def check_reclaim_in_order(k: ops.Kernels) -> None:
+    """20,000 of 30,000 pages freed at once, over several rounds of the scan, go on the stack in ascending order."""
+    xp, pages, rng = k.xp, 30_000, np.random.default_rng(1)
+    held = rng.permutation(pages)[:20_000].astype(np.int32).reshape(10, -1)
+    lengths, refs = np.full(10, 2000 * k.shape.page, np.int32), np.zeros(pages, np.int32)
+    refs[held] = 1
+    free, count = xp.full(pages, -1, np.int32), xp.asarray(np.array([3], np.int32))
+    flags, rows = xp.zeros(pages // 8, np.uint64), xp.arange(10, dtype=np.int32)
+    state = (xp.asarray(a) for a in (held, lengths, refs))
+    ops.prune(k, *state, rows, free, count, flags)
+    assert int(host(count)[0]) == 20_003
+    assert (host(free)[3:20_003] == np.sort(held.ravel())).all()
 
 
 def check_samples(

@@ -12,6 +12,7 @@ from tests.hw.kernel_checks import (
     check_append,
     check_attention,
     check_fork_and_prune,
+    check_reclaim_in_order,
     check_samples,
 )
 from tests.hw.trees import grow
@@ -72,16 +73,7 @@ def test_append_fork_and_prune_do_what_their_twins_do(page, kv_heads):
 
 
 def test_reclaimed_pages_keep_their_order_across_rounds_of_the_scan():
-    k = emulated(16, 4, 2)
-    pages, rng = 30_000, np.random.default_rng(1)
-    held = rng.permutation(pages)[:20_000].astype(np.int32).reshape(10, -1)
-    lengths, refs = np.full(10, 2000 * 16, np.int32), np.zeros(pages, np.int32)
-    refs[held] = 1
-    free, count = np.full(pages, -1, np.int32), np.array([3], np.int32)
-    flags = np.zeros(pages // 8, np.uint64)
-    ops.prune(k, held, lengths, refs, np.arange(10, dtype=np.int32), free, count, flags)
-    assert count[0] == 20_003
-    assert (free[3:20_003] == np.sort(held.ravel())).all()
+    check_reclaim_in_order(emulated(16, 4, 2))
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
