@@ -10,6 +10,7 @@ import numpy as np
 
 from hw import ops
 from hw.bench import Bench, Case, aligned
+from hw.device import Device
 from hw.floors import Op, attention_op, floors, fork_op, merge_op
 from hw.grid import LINEAR, Point
 from hw.kvtree import Ints, Step
@@ -260,10 +261,7 @@ def _embedding(bench: Bench, shape: Transformer, point: Point) -> Case:
 def _prefill(bench: Bench, shape: Transformer, point: Point) -> Case:
     """`branches` sequences read `rows` new tokens each behind a context of `prefix`: causal, as a verifier would."""
     b, new, context = point.branches, point.rows, point.prefix
-    pairs = b * (new * context + new * (new + 1) / 2)
-    op = attention_op(
-        "prefill_attention", one_layer(shape), bench.device, b * (context + new), pairs
-    )
+    op = prefill_op(one_layer(shape), bench.device, b, new, context)
     queries = bench.take((b, new, shape.heads, HEAD_DIM))
     out = bench.room(queries.shape)
     both = (2, b, context + new, shape.kv_heads, HEAD_DIM)
@@ -271,6 +269,14 @@ def _prefill(bench: Bench, shape: Transformer, point: Point) -> Case:
     q, y = bench.tensors([queries, out])
     prefill = bench.backend.linear.prefill
     return Case(lambda i: prefill(q, kv[i][0], kv[i][1], y), len(kv), op, (out,), op.bytes)
+
+
+def prefill_op(shape: Transformer, device: Device, sequences: int, new: int, context: int) -> Op:
+    """Floor of causal attention of `new` tokens of each sequence behind `context` others: KV, queries and outputs."""
+    pairs = sequences * (new * context + new * (new + 1) / 2)
+    op = attention_op("prefill_attention", shape, device, sequences * (context + new), pairs)
+    moved = op.bytes + 4.0 * shape.layers * shape.heads * HEAD_DIM * sequences * new
+    return replace(op, bytes=moved, seconds=max(op.seconds, moved / device.copy_bytes_per_s))
 
 
 def _work(bench: Bench, shape: Transformer, name: str, rows: int) -> Op:

@@ -106,11 +106,12 @@ QUICK = Axes(
     prefix=(512, 2048, 8192),
     suffix=(16, 128, 1024),
     m=(1, 4, 16, 64, 256),
-    new=(32, 256),
+    new=(32, 128, 512),
     pages=(16,),
     holdout=18,
     step_layers=2,
     most_tokens=1 << 16,
+    most_new=2048,
 )
 
 

@@ -20,6 +20,7 @@ from hw.cases import case, tree
 from hw.device import Device
 from hw.floors import Op
 from hw.grid import HOLDOUT_SEED, LINEAR, Point, digest
+from hw.imported import attention_widths
 from hw.profile import Profile, make_profile
 from hw.timing import Budget, Times
 from hw.transformer import Transformer, Work, linear_work
@@ -263,7 +264,7 @@ def _row(
     work = next((w for w in linear_work(shape) if w.name == point.op and point.op in LINEAR), None)
     n, k = (work.n, work.k) if work is not None else (0, 0)
     if point.op in _HEADS:
-        n, k = shape.heads, shape.kv_heads
+        n, k = attention_widths(shape)
     m = point.branches * point.rows if point.op == "fork_copy" else point.rows
     suffixes = point.branches * point.suffix
     if point.ragged:

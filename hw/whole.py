@@ -10,8 +10,8 @@ import numpy as np
 
 from hw import ops
 from hw.bench import Bench, Case, aligned
-from hw.cases import kernel_shape, planned, pool_shape, total, tree
-from hw.floors import Op, attention_op, floors
+from hw.cases import kernel_shape, planned, pool_shape, prefill_op, total, tree
+from hw.floors import Op, floors
 from hw.grid import Point
 from hw.reference import HEAD_DIM
 from hw.transformer import Transformer, linear_work
@@ -224,9 +224,7 @@ def _score_floor(bench: Bench, shape: Transformer, point: Point) -> list[Op]:
     b, new = point.branches, point.rows
     found = floors(built, bench.device, branches=b * new)
     kept = [op for op in found if op.name in _LINEAR]
-    context = point.prefix + point.suffix
-    pairs = b * (new * context + new * (new + 1) / 2)
-    attention = attention_op("prefill_attention", built, bench.device, b * (context + new), pairs)
+    attention = prefill_op(built, bench.device, b, new, point.prefix + point.suffix)
     # The head reads one row of each branch.
     lm_head = next(op for op in floors(built, bench.device, branches=b) if op.name == "lm_head")
     return [*kept, attention, lm_head]
