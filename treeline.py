@@ -650,6 +650,41 @@ def validate(
         raise typer.Exit(MISSED)
 
 
+@command
+def science(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="Experiments; all by default.")
+    ] = None,
+    scale: Annotated[
+        float, typer.Option(min=0.01, max=100.0, metavar="X", help="Times as many questions.")
+    ] = 1.0,
+    markdown: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Also write the page docs/science.md here.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Run every published comparison again: target, ours, tolerance, standard error, verdict.
+
+    \b
+    Example: treeline science
+             treeline science math-500 bands --scale 4
+    """
+    from dashboards.commands.science import document, run_science, table, write_page
+    from dashboards.terminal import as_json as to_json
+    from dashboards.terminal import progress, stdout
+
+    with progress("published comparisons", quiet=quiet, doing="running") as tell:
+        rows = run_science(names or (), scale, tell)
+    if markdown is not None:
+        write_page(markdown, rows, names or (), scale, force=force)
+    if as_json:
+        typer.echo(to_json(document(rows)))
+    else:
+        stdout().print(table(rows))
+
+
 @functools.partial(command, group=fit_app, name="questions")
 def fit_questions(
     data: Annotated[str, typer.Argument(help="A CSV or JSON Lines file, a row for every sample.")],

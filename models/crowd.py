@@ -112,15 +112,10 @@ class Crowd:
         wrong, total = _each(parents.wrong, n), _each(parents.total, n)
         shift, error = _each(parents.shift, n), _each(parents.error, n)
         extra = _each(parents.extra, n)
-        luck = own_luck = key >> np.uint64(32)
-        if model.diversity and k:
-            base = mix_array(parents.key ^ np.uint64(w.SPREAD))[:, :, None]
-            spread = (base + (ordinals - np.uint64(GOLDEN))) >> np.uint64(32)
-            apart = uniform_array(key, w.DIVERSE) < model.diversity
-            luck = np.where(apart, spread.reshape(rows, old * n), luck)
+        luck = key >> np.uint64(32)
         dead = wrong > 0
         if model.ramble:
-            lost = dead & (wrong != w.LOST) & (own_luck < self._ramble[row])
+            lost = dead & (wrong != w.LOST) & (luck < self._ramble[row])
             wrong[lost] = w.LOST
             shift[lost] = self._class(row[lost], wrong[lost])[0]
         lost = wrong == w.LOST
@@ -128,7 +123,12 @@ class Crowd:
             back = dead & ~lost & (uniform_array(key, w.RECOVER) < model.recovery)
             wrong[back], shift[back], extra[back] = w.RIGHT, 0.0, 0
         if k < self.steps:
-            dies = ~dead & (luck >= self._survive[:, k][row])
+            lives = self._survive[:, k][row]
+            if model.diversity and k and n > 1:
+                further = np.tile(np.arange(n) > 0, old)
+                odds = (self._survive[:, k] / w.HALF) ** (1.0 - model.diversity) * w.HALF
+                lives = np.where(further, odds.astype(np.uint64)[row], lives)
+            dies = ~dead & (luck >= lives)
             if dies.any():
                 wrong[dies] = self._wrong_answers(row[dies], key[dies])
                 shift[dies], extra[dies] = self._class(row[dies], wrong[dies])

@@ -29,7 +29,8 @@ from models.tree import Node, Until
 from models.verifier import VerifierModel
 
 DIFFICULTY, STEPS, WEIGHT, BOTTLENECK, STICK, CLASS, LABEL, ERROR, BLIND, EXTRA = range(1, 11)
-WRONG, RECOVER, DIVERSE, SPREAD, LENGTH, SHARE, RESUME, REVISE, AFRESH, CONCLUDE = range(17, 27)
+WRONG, RECOVER = 17, 18
+LENGTH, SHARE, RESUME, REVISE, AFRESH, CONCLUDE = range(21, 27)
 NOISE: Final = 1 << 16  # plus the verifier's version
 HALF: Final = 1 << 32  # a step's key holds three draws: 32 bits of survival above,
 ERROR_SHIFT: Final = 12  # 20 bits of step error in the middle,
@@ -70,7 +71,10 @@ class QuestionModel:
     ramble: (
         float  # chance per step that what is not alive loses its thread, on the hardest questions
     )
-    diversity: float  # phi: how far siblings below the first step spread instead of repeating
+    diversity: (
+        float  # phi: a further child below the first step is unlike its siblings, and lives on
+    )
+    # with p^{w (1 - phi)}: a list of different steps holds good ones that repeated tries would not find
     recovery: float  # chance per step that a dead solution comes back
     step_tokens: tuple[int, ...] | None  # TABLE points of a step's length; None: by `output_tokens`
     output_tokens: Quantile | None  # length of a whole trajectory
@@ -117,7 +121,7 @@ class World:
     __slots__ = (
         "model", "key", "root", "difficulty", "verifier",
         "_steps", "_survive", "_table", "_lengths", "_right", "_labels", "_sticks", "_left",
-        "_limit", "_noise", "_ramble", "_rho", "_fresh", "_sigmas", "_gain_right", "_gain_wrong", "_errors", "_extras",
+        "_apart", "_limit", "_noise", "_ramble", "_rho", "_fresh", "_sigmas", "_gain_right", "_gain_wrong", "_errors", "_extras",
     )  # fmt: skip
 
     def __init__(
@@ -137,6 +141,7 @@ class World:
         self._steps = 1 if given else _number_of_steps(model, key)
         self.difficulty, self._survive = _survival(model, key, self._steps)
         self._ramble = ramble(model, self.difficulty) if self._table is not None else 0
+        self._apart = apart(model, self._survive) if model.diversity else self._survive
         self._sticks: list[float] = []  # cumulative shares of the wrong answers 1, 2, ...
         self._left = 1.0
         self._labels: dict[int, int] = {}
@@ -187,7 +192,6 @@ class World:
         tokens = visible = 0
         while True:
             if pending is None:
-                mother = key
                 # child_key and the verifier's normal draw, in line: this is the innermost loop
                 key = (key + (ordinal + 1) * GOLDEN) & MASK
                 key = ((key ^ (key >> 30)) * 0xBF58476D1CE4E5B9) & MASK
@@ -195,7 +199,7 @@ class World:
                 key ^= key >> 31
                 next_wrong = wrong
                 if moves if wrong else (diversity or key >> 32 >= survive[k]):
-                    next_wrong = self._fate(k, wrong, key, key >> 32, mother, ordinal)
+                    next_wrong = self._fate(k, wrong, key, key >> 32, ordinal)
                 if noise:
                     bits = mix(key ^ noise) if other else key
                     fresh = normal_quantile(((bits >> 12 & ERROR_BITS) + 0.5) * ERROR_UNIT)
@@ -246,16 +250,15 @@ class World:
             (k, wrong, error, total, pending),
         )
 
-    def _fate(self, k: int, wrong: int, key: int, luck: int, mother: int, ordinal: int) -> int:
+    def _fate(self, k: int, wrong: int, key: int, luck: int, ordinal: int) -> int:
         """The wrong answer (or RIGHT) after step k + 1, for whose survival `luck` was drawn."""
         model = self.model
         if wrong:
             if wrong == LOST or luck < self._ramble:
                 return LOST
             return RIGHT if uniform(key, RECOVER) < model.recovery else wrong
-        if model.diversity and k and uniform(key, DIVERSE) < model.diversity:
-            luck = ((mix(mother ^ SPREAD) + ordinal * GOLDEN) & MASK) >> 32
-        return RIGHT if luck < self._survive[k] else self._wrong_answer(uniform(key, WRONG))
+        lives = (self._apart if ordinal and k else self._survive)[k]
+        return RIGHT if luck < lives else self._wrong_answer(uniform(key, WRONG))
 
     def _revised(self, parent: Node, ordinal: int, cap: int) -> Node:
         """Another try after `parent`: it keeps what is right, repeats what is wrong, or starts afresh."""
@@ -424,6 +427,11 @@ class World:
 def ramble(model: QuestionModel, rate: float) -> int:
     """The chance out of HALF that a solution loses its thread at a step: high where few are right."""
     return int(model.ramble * (1.0 - rate) ** LOSES * HALF)
+
+
+def apart(model: QuestionModel, survive: tuple[int, ...]) -> tuple[int, ...]:
+    """The chance out of HALF that a further child, unlike its siblings, survives each step."""
+    return tuple(int((s / HALF) ** (1.0 - model.diversity) * HALF) for s in survive)
 
 
 def geometric(u: float, mean: float) -> int:
