@@ -15,7 +15,7 @@ DATA = Path(os.environ.get("TREELINE_DATA", "../shared/data"))
 
 
 def fit(*words: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["fit", "questions", *words])
+    result = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["fit", "questions", *words])
     return result.exit_code, result.stdout, result.stderr
 
 

@@ -11,7 +11,7 @@ from treeline import app
 
 
 def science(*words: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["science", *words])
+    result = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["science", *words])
     return result.exit_code, result.stdout, result.stderr
 
 
