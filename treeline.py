@@ -573,8 +573,11 @@ def profile_import(
         str | None, typer.Option(metavar="NAME", help="The model, where the files do not say.")
     ] = None,
     engine: Annotated[
-        str, typer.Option(metavar="NAME", help="AIConfigurator's tables: vllm, sglang or trtllm.")
-    ] = "vllm",
+        str,
+        typer.Option(
+            metavar="NAME", help="AIConfigurator's tables: vllm, sglang, trtllm, or best."
+        ),
+    ] = "best",
     force: Force = False,
     as_json: Json = False,
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hw.aiconfigurator import is_aiconfigurator, read_aiconfigurator
+from hw.aiconfigurator import BEST, is_aiconfigurator, read_aiconfigurator
 from hw.device import Device
 from hw.profile import Profile, ProfileError
 from hw.servingsim import is_servingsim, read_servingsim
@@ -38,7 +38,7 @@ def recognise(path: str | Path) -> str:
 
 
 def read_foreign(
-    path: str | Path, device: Device, shape: Transformer | None = None, engine: str = "vllm"
+    path: str | Path, device: Device, shape: Transformer | None = None, engine: str = BEST
 ) -> Profile:
     """The profile that somebody else measured on a device, `source_kind` imported.
 

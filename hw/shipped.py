@@ -7,8 +7,8 @@ from pathlib import Path
 from hw.profile import ProfileError
 
 FOLDER = Path(__file__).resolve().parent / "profiles"
-# What a scenario that names no profile gets: our own measurement, else the tables of the engine most in use.
-_DEFAULTS = ("{device}", "{device}-aiconfigurator-vllm")
+# What a scenario that names no profile gets: our own measurement, else imported tables.
+_DEFAULTS = ("{device}", "{device}-aiconfigurator")
 
 
 def shipped() -> tuple[str, ...]:

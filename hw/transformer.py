@@ -121,6 +121,7 @@ class Work:
     expert_bytes: float = 0.0
     experts: int = 0
     top_k: int = 0
+    whole_ways: int = 1  # devices that hold other experts, rather than a part of each
     link: bool = False  # bytes go over the link between devices
 
     @property
@@ -147,11 +148,14 @@ class Work:
         return max(moved / device.copy_bytes_per_s, self.flops_per_row * rows / rate)
 
 
-def linear_work(shape: Transformer, tensor_parallel: int = 1) -> tuple[Work, ...]:
+def linear_work(
+    shape: Transformer, tensor_parallel: int = 1, expert_parallel: int = 1
+) -> tuple[Work, ...]:
     """Every operation of a step but attention, on each of `tensor_parallel` devices.
 
     Activations between operations are taken to stay in cache (a floor); norms and the KV append move
-    them through memory. Raises CatalogError for an impossible split.
+    them through memory. Experts are split into parts, or `expert_parallel` ways into whole ones: the bytes
+    are the same, the matrices are not. Raises CatalogError for an impossible split.
     """
     shape.check_split(tensor_parallel)
     tp, layers, hidden = tensor_parallel, shape.layers, shape.hidden
@@ -175,7 +179,7 @@ def linear_work(shape: Transformer, tensor_parallel: int = 1) -> tuple[Work, ...
         works.append(gemm("gate_up", dense, 2 * shape.ffn / tp, hidden, shape.dtype))
         works.append(gemm("down", dense, hidden, shape.ffn / tp, shape.dtype))
     if shape.experts:
-        works.extend(_expert_work(shape, tp))
+        works.extend(_expert_work(shape, tp, expert_parallel))
     if tp > 1:
         # A ring all-reduce moves 2 (tp-1)/tp of the message over each link, after o and after down.
         moved = 2 * layers * 2 * (tp - 1) / tp * hidden * 2.0
@@ -199,17 +203,17 @@ def transformer(name: str) -> Transformer:
 def transformer_named(path: str, precision: str = "") -> Transformer:
     """The catalogue's shape of a Hugging Face path such as nvidia/Llama-3.1-8B-Instruct-FP8.
 
-    The owner, case and suffixes that leave the shape alone do not matter; `precision` (or a suffix) fp8
-    gives its linear layers fp8 weights. Raises CatalogError.
+    The owner, case and suffixes that leave the shape alone do not matter; `precision` fp8 or fp8_block (or a
+    suffix) gives a dense model's linear layers such weights. Raises CatalogError.
     """
     name = path.rpartition("/")[2].lower().removeprefix("meta-")
-    fp8 = precision == "fp8" or name.endswith("-fp8")
+    fp8 = precision if precision in ("fp8", "fp8_block") else "fp8" if name.endswith("-fp8") else ""
     for suffix in ("-fp8", "-instruct", "-chat", "-hf"):
         name = name.removesuffix(suffix)
-    found = transformer(name)
-    if not fp8 or found.dtype == "fp8":
+    found = transformer({"deepseek-v3": "deepseek-r1"}.get(name, name))  # one shape
+    if not fp8 or found.dtype != "bfloat16" or found.experts:
         return found
-    return replace(found, name=f"{found.name}-fp8", dtype="fp8", expert_dtype="fp8")
+    return replace(found, name=f"{found.name}-{fp8.replace('_', '-')}", dtype=fp8, expert_dtype=fp8)
 
 
 def transformers() -> dict[str, Transformer]:
@@ -309,6 +313,12 @@ def _dtypes(given: Mapping[str, Any], name: str) -> tuple[str, str]:
         )
     if method == "mxfp4":
         return dtype, "mxfp4"
+    if (
+        method == "fp8"
+        and isinstance(quantisation, Mapping)
+        and quantisation.get("weight_block_size")
+    ):
+        method = "fp8_block"  # scales of their own for blocks of weights: other kernels
     return (method or dtype), (method or dtype)
 
 
@@ -326,7 +336,7 @@ def _attention_params(shape: Transformer, tp: int) -> tuple[float, float]:
     return first + second + absorbed, heads * shape.v_dim * shape.hidden
 
 
-def _expert_work(shape: Transformer, tp: int) -> list[Work]:
+def _expert_work(shape: Transformer, tp: int, ways: int = 1) -> list[Work]:
     layers = shape.layers - shape.dense_layers
     one = 3.0 * shape.hidden * shape.expert_ffn / tp
     size = BYTES[shape.expert_dtype]
@@ -351,6 +361,7 @@ def _expert_work(shape: Transformer, tp: int) -> list[Work]:
             expert_bytes=layers * shape.experts * one * size,
             experts=shape.experts,
             top_k=shape.experts_per_token,
+            whole_ways=ways,
         ),
     ]
     if shared:

@@ -18,14 +18,16 @@ from hw.device import Device
 from hw.imported import attention_widths
 from hw.profile import Column
 from hw.transformer import Transformer
+from models.attention_grid import Lines
 from models.curves import isotonic
 from models.measured import Measured, Table, per_call, where
 from models.prefill import Prefill, prefill
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_OCTAVE = 8  # knots for each doubling of KV: linear pieces are then within 0.1 % of the model
+_OCTAVE = 16  # knots for each doubling of KV: linear pieces are then within 0.05 % of the model
+_STRAIGHT = 5e-4
 _MOST = 2**20  # KV tokens of a branch
-_SHORT, _LONG = 64, 16_384  # tokens a branch: contexts whose decode the line a + kv_s kv fits best
+_LONG = 16_384  # tokens a branch: a long context, whose reading is all that counts
 _BATCHES = (1, 2, 4, 8, *range(16, 257, 16), 320, 384, 448, 512, 768, 1024)
 
 
@@ -86,6 +88,7 @@ class Decode:
     tokens: Array = field(repr=False)
     times: Array = field(repr=False)
     _rows: dict[int, Array] = field(default_factory=dict, repr=False, compare=False)
+    _lines: dict[int, Lines] = field(default_factory=dict, repr=False, compare=False)
 
     def pieces(self, b: int) -> Array:
         """Times at the knots b x `tokens` of KV: linear in b between the compiled batch sizes."""
@@ -98,25 +101,47 @@ class Decode:
             found = self._rows[b] = found * max(1.0, b / self.branches[-1])
         return found
 
-    def piece(self, b: int, kv: float) -> tuple[float, float, float]:
-        """The piece at kv tokens read by b branches: (seconds there, s per further token, its end)."""
-        times, tokens = self.pieces(b), self.tokens
-        j = min(max(int(np.searchsorted(tokens, kv / b, side="right")) - 1, 0), len(tokens) - 2)
-        slope = float((times[j + 1] - times[j]) / (b * (tokens[j + 1] - tokens[j])))
-        end = float(b * tokens[j + 1]) if j < len(tokens) - 2 else math.inf
-        return float(times[j]) + slope * (kv - float(b * tokens[j])), slope, end
+    def lines(self, b: int) -> Lines:
+        """The pieces of b branches; straight over further knots where that errs by less than 0.05 %."""
+        found = self._lines.get(b)
+        if found is None:
+            reads, times = b * self.tokens, self.pieces(b)
+            kept = _corners(reads, times)
+            reads, times = reads[kept], times[kept]
+            slopes = np.diff(times) / np.diff(reads)
+            found = self._lines[b] = Lines(
+                tuple(reads[:-1].tolist()), tuple(times[:-1].tolist()), tuple(slopes.tolist())
+            )
+        return found
 
     def seconds(self, b: int, kv: float) -> float:
         """Seconds of all layers for b branches that together read kv tokens."""
-        return self.piece(b, kv)[0] if b else 0.0
+        return self.lines(b).at(kv)[0] if b else 0.0
+
+
+def _corners(reads: Array, times: Array) -> list[int]:
+    """The knots that straight lines need so as not to err by more than 0.05 % between them."""
+    kept, start = [0], 0
+    while start < len(reads) - 1:
+        end = start + 1
+        while end + 1 < len(reads):
+            inner = slice(start + 1, end + 1)
+            slope = (times[end + 1] - times[start]) / (reads[end + 1] - reads[start])
+            line = times[start] + slope * (reads[inner] - reads[start])
+            if np.abs(line / times[inner] - 1).max() > _STRAIGHT:
+                break
+            end += 1
+        kept.append(end)
+        start = end
+    return kept
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
     """Attention of a step in the simulator's few numbers: all layers, one device.
 
-    Decode of b branches that read kv tokens takes `decode_s(b) + kv_s * kv`; a prefill takes
-    `chunk_fixed_s(tokens)` once and `context_s(chunk)` for each token of context.
+    Decode of b branches that read kv tokens takes `lines(b, c).at(kv)` where it was measured, else `kv_s` a
+    token; a prefill takes `chunk_fixed_s(tokens)` once and `context_s(chunk)` for each token of context.
     """
 
     kv_s: float
@@ -125,33 +150,19 @@ class Attention:
     expanded_s: float = 0.0  # MLA: s per (context token, chunk token) of the expanded form
     decode: Decode | None = None
     chunks: Prefill | None = None
-    _fixed: list[float] = field(default_factory=list, repr=False, compare=False)
 
     def chunk_fixed_s(self, chunk: int) -> float:
         """Seconds of a prefill's attention that no context changes."""
         return self.chunks.fixed_s(chunk) if self.chunks else 0.0
 
-    def decode_s(self, b: int) -> float:
-        """Seconds of a decode batch's attention beyond kv_s a token: the typical excess of its pieces."""
-        if self.decode is None or not b:
-            return 0.0
-        if not self._fixed:
-            known = [self._excess(int(n)) for n in self.decode.branches]
-            self._fixed.extend(np.maximum.accumulate([max(x, 0.0) for x in known]).tolist())
-        last = self.decode.branches[-1]
-        if b > last:
-            return self._fixed[-1] * b / last
-        return float(np.interp(b, self.decode.branches, self._fixed))
+    def lines(self, b: int, c: int) -> Lines:
+        """Decode attention of b branches over the KV tokens that they read, in straight pieces.
 
-    def _excess(self, b: int) -> float:
-        """The excess over kv_s a token with the least relative error over usual contexts."""
+        A prefill chunk beside them changes nothing: tables of both together are rare (models.layer_cost).
+        """
+        del c
         assert self.decode is not None
-        usual = (self.decode.tokens >= _SHORT) & (self.decode.tokens <= _LONG)
-        times = self.decode.pieces(b)[usual]
-        excess = times - self.kv_s * b * self.decode.tokens[usual]
-        order = np.argsort(excess)
-        weight = np.cumsum((1 / times)[order])
-        return float(excess[order][np.searchsorted(weight, weight[-1] / 2)])
+        return self.decode.lines(b)
 
     def context_s(self, chunk: int) -> float:
         """Seconds per context token of a prefill chunk.

@@ -64,6 +64,7 @@ class StepCost:
     )
     lines: Callable[[int, int], Lines] | None = None  # s of reading KV, of (b, c)
     skew: Skew | None = None  # what unequal contexts add
+    gap_s: float = 0.0  # of base_s: the CPU between two iterations
     _memo: dict[tuple[int, int], float] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -88,6 +89,10 @@ class StepCost:
         if found is None:
             found = self._memo[key] = self.step(b, c)
         return found
+
+    def linear_s(self, b: int, c: int) -> float:
+        """base_s without the CPU's gap: what the device does whatever is read."""
+        return self.base_s(b, c) - self.gap_s
 
     def context_s(self, c: int) -> float:
         """Seconds per context token of a prefill chunk of c tokens."""
@@ -119,12 +124,14 @@ def step_cost(
     device: Device,
     profile: Profile | None = None,
     tensor_parallel: int = 1,
+    expert_parallel: int = 1,
 ) -> StepCost:
     """The cost of a step of this model on this device, learned from a profile; the roofline without one.
 
     Operations take the times of models.operations (exact where measured, a learned residual over the floor
     elsewhere), attention those of models.attention; what nobody measured takes its floor and the gap between
-    kernels. Raises LatencyError for a profile of another device, CatalogError for an impossible split.
+    kernels. Of the devices, `expert_parallel` hold other experts (the rest share each expert's matrices).
+    Raises LatencyError for a profile of another device, CatalogError for an impossible split.
     """
     if profile is not None and profile.device != device.name:
         raise LatencyError(
@@ -135,7 +142,7 @@ def step_cost(
         profile = None  # its times are the floors
     ceilings: dict[str, Any] = dict(profile.ceilings) if profile else {}
     roofs = replace(device, **ceilings)
-    works = linear_work(shape, tensor_parallel)
+    works = linear_work(shape, tensor_parallel, expert_parallel)
     known = measured(profile) if profile else None
     attention = attend(known, roofs, shape, tensor_parallel)
     timed = tuple(Operation(work, roofs) for work in works)
@@ -166,6 +173,8 @@ def step_cost(
         source_kind=profile.source_kind if profile else "roofline",
         error=profile.error if profile else None,
         chunk_s=attention.context_s,
+        lines=attention.lines if attention.decode else None,
+        gap_s=roofs.step_gap_s,
     )
 
 
@@ -245,11 +254,10 @@ class _Step:
     def __call__(self, b: int, c: int) -> float:
         if c == 0 and b <= CAPTURE_SIZES[-1]:
             padded = CAPTURE_SIZES[bisect_left(CAPTURE_SIZES, b)]
-            attention = self.attention.decode_s(b)
-            return self._operations(padded, b) + attention + self.graph_s + self.gap_s
+            return self._operations(padded, b) + self.graph_s + self.gap_s
         # Launches run ahead of the kernels: the longer of the two counts. Prefill samples one more
         # token. A mixed step is never cheaper than its decode alone.
-        attention = self.attention.decode_s(b) + self.attention.chunk_fixed_s(c)
+        attention = self.attention.chunk_fixed_s(c)
         tokens, sampled = b + c, b + (1 if c else 0)
         busy = self._operations(tokens, sampled, whole_tiles=not c) + attention + self.graph_s
         alone = self(b, 0) if b and c else 0.0

@@ -237,16 +237,22 @@ def _all_reduce(
 def _experts(
     measured: Measured, device: Device, work: Work, shape: Transformer, split: int, tiles: bool
 ) -> Curve | None:
-    """A whole mixture layer; another mixture lends its utilisation."""
+    """A whole mixture layer; another mixture lends its utilisation.
+
+    Of `tensor_parallel` devices, `work.whole_ways` hold other experts, the rest share each expert's matrices.
+    """
     del split, tiles
-    rows = measured.rows("experts")
-    rows = where(_of_dtype(rows, work.dtype), _of_dtype(rows, work.dtype)["splits"] <= 1)
+    rows = _of_dtype(measured.rows("experts"), work.dtype)
+    ways = work.whole_ways
     if not len(rows["m"]):
         return None
+    if (alike := np.maximum(rows["splits"], 1) == ways).any():
+        rows = where(rows, alike)
     layers = shape.layers - shape.dense_layers
     rate = device.gemm_flops_fp8 if work.dtype.startswith("fp8") else device.gemm_flops_bf16
     floor = _ExpertFloor(work, device.copy_bytes_per_s, rate, layers)
-    same = (rows["n"] == work.n) & (rows["k"] == work.k)
+    width = work.n * ways
+    same = (rows["n"] == width) & (rows["k"] == work.k)
     same &= (rows["P"] == work.top_k) & (rows["S"] == work.experts)
     if same.any():
         rows = where(rows, same)
@@ -257,7 +263,7 @@ def _experts(
     sizes = np.column_stack(
         [rows["n"] * 1.0, rows["k"] * 1.0, rows["S"] / np.maximum(rows["P"], 1)]
     )
-    target = (float(work.n), float(work.k), work.experts / work.top_k)
+    target = (float(width), float(work.k), work.experts / work.top_k)
     points, residual = nearest(target, sizes, rows["m"], np.log(per_call(rows) / one))
     times = np.array([floor(m) for m in points]) * np.exp(residual)
     return through(floor, points, times, exact=False, source="experts of another mixture")

@@ -200,7 +200,7 @@ def test_an_unknown_engine_system_or_folder_of_aiconfigurator_is_refused(tmp_pat
         ("meta-llama/Meta-Llama-3.1-8B", "llama-3.1-8b", "bfloat16"),
         ("meta-llama/Llama-3.1-70B-Instruct", "llama-3.1-70b", "bfloat16"),
         ("nvidia/Llama-3.1-8B-Instruct-FP8", "llama-3.1-8b-fp8", "fp8"),
-        ("deepseek-ai/DeepSeek-R1", "deepseek-r1", "fp8"),
+        ("deepseek-ai/DeepSeek-R1", "deepseek-r1", "fp8_block"),
     ],
 )
 def test_a_hugging_face_path_finds_its_shape(path: str, name: str, dtype: str) -> None:

@@ -1,0 +1,207 @@
+"""`treeline validate` on serving points: errors of TTFT and TPOT by group, what calibration buys, bands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dashboards.terminal import plain
+from scenarios.errors import UserError
+from sim.points import Modelled, Unmodelled, modelled, read_points
+from sim.points_accuracy import (
+    NOMINAL,
+    Bands,
+    Errors,
+    bands,
+    errors,
+    expected,
+    groups,
+    other_half,
+    shipped,
+    summary,
+    terms_of,
+)
+from sim.renewal import Floats
+
+# AIConfigurator's own errors on the public dense rows: what to be no worse than.
+# Source: aiconfigurator 0.12 run on the public half of its Hopper samples, 2026-11-23.
+PEER_TPOT_MEDIAN, PEER_TTFT_MEAN = 0.102, 0.53
+
+
+def _octave(clients: int) -> str:
+    top = 1 << (clients - 1).bit_length()
+    return f"{top // 2 + 1} to {top}" if top > 2 else f"up to {top}"
+
+
+_BY: dict[str, Callable[[Modelled], str]] = {
+    "model": lambda item: item.point.model.rpartition("/")[2],
+    "engine": lambda item: item.point.engine,
+    "GPU": lambda item: item.point.system,
+    "weights": lambda item: item.point.precision or "bf16",
+    "load test": lambda item: item.point.harness,
+    "clients": lambda item: _octave(item.point.clients),
+    "input tokens": lambda item: f"{item.point.input_tokens} in",
+    "output tokens": lambda item: f"{item.point.output_tokens} out",
+}
+Both = tuple[Floats, Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class PointsReport:
+    """Everything that the command says of a file of points."""
+
+    found: list[Modelled]
+    left: list[Unmodelled]
+    ways: dict[
+        str, Both
+    ]  # by constants: those that ship, none, those of the other half of the models
+    bands: dict[str, tuple[Bands, ...]]  # dense models, all models
+
+
+def validate_points(path: str) -> PointsReport:
+    """Read serving points and predict each of them. Raises: UserError for what cannot be read."""
+    found, left = modelled(read_points(path))
+    if not found:
+        reasons = sorted({item.reason for item in left})
+        raise UserError(f"{path}: no point can be modelled: {'; '.join(reasons)}.")
+    ways = {
+        "shipped constants": errors(found, partial(terms_of, constants=shipped())),
+        "no calibration": errors(found, expected),
+        "constants of the other half of the models": other_half(found),
+    }
+    dense = [item for item in found if not item.experts]
+    return PointsReport(
+        found, left, ways, {"dense models": bands(dense), "all models": bands(found)}
+    )
+
+
+def document(report: PointsReport) -> dict[str, Any]:
+    """Everything as JSON values."""
+    best = report.ways["shipped constants"]
+    return {
+        "format": "serving points",
+        "points": len(report.found) + len(report.left),
+        "modelled": len(report.found),
+        "not_modelled": _reasons(report.left),
+        "step_cost": sorted({item.step_source for item in report.found}),
+        "errors": {
+            way: {kind: _both(part) for kind, part in _kinds(report.found, both).items()}
+            for way, both in report.ways.items()
+        },
+        "by": {
+            name: {
+                value: {"tpot": asdict(rate), "ttft": asdict(first)}
+                for value, (rate, first) in groups(report.found, by, best).items()
+            }
+            for name, by in _BY.items()
+        },
+        "bands": {
+            which: {"nominal": NOMINAL, "halves": [asdict(half) for half in made]}
+            for which, made in report.bands.items()
+        },
+        "peer": {"tpot_median": PEER_TPOT_MEDIAN, "ttft_mean": PEER_TTFT_MEAN},
+    }
+
+
+def picture(report: PointsReport) -> RenderableType:
+    """The report for a terminal of 100 columns."""
+    sources = sorted({item.step_source for item in report.found})
+    parts: list[RenderableType] = [
+        Text(f"{len(report.found)} of {len(report.found) + len(report.left)} points modelled.",
+             style="bold"),
+        *(Text(f"Step costs: {plain(source)}") for source in sources),
+        *(Text(f"Not modelled: {count} points: {plain(reason)}")
+          for reason, count in _reasons(report.left).items()),
+        Text(""),
+        _verdict(report),
+        Text(""),
+        _ways(report),
+        Text("Error: predicted / measured - 1; median, mean and p90 of its size, and its signed median."),
+        Text(""),
+    ]  # fmt: skip
+    best = report.ways["shipped constants"]
+    parts += [_groups(name, groups(report.found, by, best)) for name, by in _BY.items()]
+    parts += [Text(""), _bands(report)]
+    return Group(*parts)
+
+
+def _verdict(report: PointsReport) -> Text:
+    dense = _kinds(report.found, report.ways["shipped constants"]).get("dense")
+    if dense is None:
+        return Text("No dense model among the points: nothing to hold beside a peer.", style="bold")
+    rate, first = summary(dense[0]), summary(dense[1])
+    better = rate.median <= PEER_TPOT_MEDIAN and first.mean <= PEER_TTFT_MEAN
+    return Text(
+        f"{'NO WORSE' if better else 'WORSE'} than AIConfigurator on dense models: TPOT median "
+        f"{rate.median:.1%} (its {PEER_TPOT_MEDIAN:.1%}), TTFT mean {first.mean:.0%} "
+        f"(its {PEER_TTFT_MEAN:.0%}), median {first.median:.1%}.",
+        style="bold",
+    )
+
+
+def _kinds(found: list[Modelled], both: Both) -> dict[str, Both]:
+    marks = {
+        "dense": [i for i, item in enumerate(found) if not item.experts],
+        "mixture of experts": [i for i, item in enumerate(found) if item.experts],
+    }
+    return {kind: (both[0][at], both[1][at]) for kind, at in marks.items() if at}
+
+
+def _both(part: Both) -> dict[str, Any]:
+    return {"tpot": asdict(summary(part[0])), "ttft": asdict(summary(part[1]))}
+
+
+def _reasons(left: list[Unmodelled]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for item in left:
+        reason = item.reason.partition(". ")[0].rstrip(".")
+        found[reason] = found.get(reason, 0) + 1
+    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+
+
+def _table(*heads: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="left" if i == 0 else "right")
+    return table
+
+
+def _cells(found: Errors) -> tuple[str, ...]:
+    return (f"{found.median:.1%}", f"{found.mean:.1%}", f"{found.p90:.1%}", f"{found.signed:+.1%}")
+
+
+_HEADS = ("points", "TPOT median", "mean", "p90", "signed", "TTFT median", "mean", "p90", "signed")
+
+
+def _ways(report: PointsReport) -> Table:
+    table = _table("Constants", *_HEADS)
+    for way, both in report.ways.items():
+        for kind, part in _kinds(report.found, both).items():
+            rate, first = summary(part[0]), summary(part[1])
+            table.add_row(f"{way}, {kind}", str(rate.points), *_cells(rate), *_cells(first))
+    return table
+
+
+def _groups(name: str, found: dict[str, tuple[Errors, Errors]]) -> Table:
+    table = _table(f"By {name}", *_HEADS)
+    for value, (rate, first) in found.items():
+        table.add_row(plain(value), str(rate.points), *_cells(rate), *_cells(first))
+    return table
+
+
+def _bands(report: PointsReport) -> Table:
+    table = _table(
+        f"Bands of TPOT, nominal {NOMINAL:.0%}", "learned on", "points", "inside", "width +-"
+    )
+    for which, made in report.bands.items():
+        for half in made:
+            names = ", ".join(name.rpartition("/")[2] for name in half.learned_on)
+            table.add_row(which, plain(names), str(half.points), f"{half.coverage:.1%}",
+                          f"{half.width:.1%}")  # fmt: skip
+    return table

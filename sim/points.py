@@ -1,0 +1,195 @@
+"""Serving points: TTFT and TPOT that real engines reached under a fixed number of clients, and our prediction.
+
+The reader takes AIConfigurator's silicon samples (CSV). A point that the cost model does not cover is kept
+with the reason. Source: NVIDIA aiconfigurator (Apache-2.0), silicon_sample.csv.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from hw.device import CatalogError, device
+from hw.profile import Profile, ProfileError
+from hw.profile import load as load_profile
+from hw.shipped import default_profile
+from hw.transformer import Transformer, transformer_named
+from models.latency import CapacityError, StepCost, kv_pages, step_cost
+from scenarios.errors import UserError
+from sim.steady import Load, Parts, parts
+
+SYSTEMS: Mapping[str, str] = {"h100_sxm": "h100-sxm-80gb", "h200_sxm": "h200-sxm-141gb"}
+_NEEDED = ("silicon_data_source", "backend", "model_path", "system", "isl", "osl", "batch_size", "tp_size",
+           "silicon_ttft_ms", "silicon_tpot_ms", "gemm_quant_mode", "attention_dp_size", "moe_tp_size",
+           "moe_ep_size")  # fmt: skip
+# Load tests in the file, told by their source. `together`: fixed lengths, all clients start at once and the
+# first burst counts; `varied`: InferenceMAX, lengths drawn from 80 to 100 %, staggered.
+# Source: file names in the column silicon_data_source; InferenceMAX's random range ratio of 0.8.
+TOGETHER, VARIED = "together", "varied"
+_VARIED_LENGTH = 0.9
+_KV_FP8 = 0.5  # TensorRT-LLM's fp8 checkpoints hold their KV in fp8 too
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One measured load. Units: tokens, s."""
+
+    model: str
+    engine: str
+    version: str
+    system: str
+    precision: str
+    harness: str
+    clients: int
+    input_tokens: int
+    output_tokens: int
+    tensor_parallel: int
+    expert_parallel: int
+    data_parallel: int
+    moe_ways: int
+    ttft_s: float
+    tpot_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Modelled:
+    """A point and the parts of its prediction."""
+
+    point: Point
+    parts: Parts
+    experts: bool  # a mixture of experts
+    step_source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unmodelled:
+    """A point that the cost model does not cover, and why."""
+
+    point: Point
+    reason: str
+
+
+def is_points(path: str | Path) -> bool:
+    """Whether a path is a CSV file of serving points, or a folder that holds one."""
+    return _file(Path(path)) is not None
+
+
+def read_points(path: str | Path) -> list[Point]:
+    """The points of a CSV file, or of the one in a folder; raises UserError naming the row and column."""
+    file = _file(Path(path))
+    if file is None:
+        raise UserError(f"{path} holds no serving points: a CSV file with {', '.join(_NEEDED)}.")
+    found = []
+    with file.open(encoding="utf-8", newline="") as stream:
+        for number, row in enumerate(csv.DictReader(stream), start=2):
+            try:
+                found.append(_point(row))
+            except (TypeError, ValueError) as error:
+                raise UserError(
+                    f"{file}:{number}: {error}. Correct the row, or remove it."
+                ) from None
+    if not found:
+        raise UserError(f"{file} holds no points below its header.")
+    return found
+
+
+def modelled(points: Iterable[Point]) -> tuple[list[Modelled], list[Unmodelled]]:
+    """Each point's parts from the profile that ships for its device; those not covered with the reason."""
+    found, left = [], []
+    for point in points:
+        try:
+            cost, shape, kv_tokens = _replica(
+                point.model, point.system, point.precision, point.tensor_parallel,
+                point.expert_parallel, point.data_parallel, point.moe_ways,
+            )  # fmt: skip
+        except (CatalogError, CapacityError, ProfileError) as error:
+            left.append(Unmodelled(point, str(error)))
+            continue
+        scale = _VARIED_LENGTH if point.harness == VARIED else 1.0
+        load = Load(point.clients, scale * point.input_tokens, scale * point.output_tokens)
+        fp8_kv = point.engine == "trtllm" and shape.dtype == "fp8" and not shape.experts
+        kv_scale = _KV_FP8 if fp8_kv else 1.0
+        made = parts(cost, load, kv_tokens / kv_scale, kv_scale)
+        found.append(Modelled(point, made, bool(shape.experts), cost.label))
+    return found, left
+
+
+def models(found: Sequence[Modelled]) -> tuple[str, ...]:
+    """The models of points, by name."""
+    return tuple(sorted({item.point.model for item in found}))
+
+
+@cache
+def _replica(
+    model: str, system: str, precision: str, tp: int, ep: int, dp: int, moe_ways: int
+) -> tuple[StepCost, Transformer, float]:
+    """The cost, shape and KV tokens of one replica; raises CatalogError, CapacityError, ProfileError."""
+    if system not in SYSTEMS:
+        raise CatalogError(f"no device for system {system}")
+    if dp > 1 or tp > 8:
+        raise CatalogError("attention data parallel, or more than one node")
+    shape = transformer_named(model, precision)
+    if shape.experts and moe_ways != tp:
+        raise CatalogError("experts on other devices than attention")
+    chosen = device(SYSTEMS[system])
+    cost = step_cost(shape, chosen, _profile(chosen.name), tp, ep)
+    return cost, shape, 16.0 * kv_pages(shape, chosen, tp)
+
+
+@cache
+def _profile(name: str) -> Profile | None:
+    path = default_profile(name)
+    return load_profile(path) if path is not None else None
+
+
+def _file(path: Path) -> Path | None:
+    candidates = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+    for file in candidates:
+        try:
+            with file.open(encoding="utf-8", errors="replace", newline="") as stream:
+                header = next(csv.reader(stream), [])
+        except OSError:
+            continue
+        if set(_NEEDED) <= set(header):
+            return file
+    return None
+
+
+def _point(row: Mapping[str, str]) -> Point:
+    def whole(name: str, default: int | None = None) -> int:
+        text = row[name].strip()
+        if not text and default is not None:
+            return default
+        value = int(text)
+        if value < 0 or (value == 0 and default is None):
+            raise ValueError(f"{name} is {text!r}, it must be a count of at least 1")
+        return value or 1
+
+    def seconds(name: str) -> float:
+        value = float(row[name]) / 1e3
+        if not math.isfinite(value) or value <= 0:
+            raise ValueError(f"{name} is {row[name]!r}, it must be a positive number of ms")
+        return value
+
+    source = row["silicon_data_source"]
+    return Point(
+        model=row["model_path"],
+        engine=row["backend"],
+        version=row.get("backend_version", ""),
+        system=row["system"],
+        precision=row["gemm_quant_mode"],
+        harness=TOGETHER if "gap-analysis" in source else VARIED,
+        clients=whole("batch_size"),
+        input_tokens=whole("isl"),
+        output_tokens=whole("osl"),
+        tensor_parallel=whole("tp_size"),
+        expert_parallel=whole("moe_ep_size", 1),
+        data_parallel=whole("attention_dp_size", 1),
+        moe_ways=whole("moe_tp_size", 1) * whole("moe_ep_size", 1),
+        ttft_s=seconds("silicon_ttft_ms"),
+        tpot_s=seconds("silicon_tpot_ms"),
+    )

@@ -1,0 +1,147 @@
+"""Serving points: what is read, what is refused, and the accuracy that we state of the public ones."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scenarios.errors import UserError
+from sim.points import TOGETHER, VARIED, Modelled, Unmodelled, is_points, modelled, read_points
+from sim.points_accuracy import (
+    bands,
+    calibrated,
+    errors,
+    expected,
+    key,
+    other_half,
+    shipped,
+    summary,
+    terms_of,
+    to_yaml,
+)
+from tests.data import DATA, needs
+
+HEAD = (
+    "silicon_data_source,backend,backend_version,model_path,system,precision,mode,isl,osl,gemm_quant_mode,"
+    "moe_quant_mode,batch_size,tp_size,pp_size,attention_dp_size,moe_tp_size,moe_ep_size,silicon_ttft_ms,"
+    "silicon_tpot_ms\n"
+)
+# Two rows of the public file (NVIDIA aiconfigurator, Apache-2.0), the source shortened.
+ROWS = (
+    "source_file=x/aic-auto-gap-analysis/a.csv,trtllm,1.0.0rc3,meta-llama/Meta-Llama-3.1-8B,h100_sxm,,agg,"
+    "1024,256,,,32,1,1,,1,1,159.9,10.92\n"
+    "source_file=2026-04-06.csv,vllm,,meta-llama/Meta-Llama-3.1-70B,h200_sxm,fp8,agg,1024,1024,fp8,fp8,16,4,"
+    "1,1,4,1,126.2,10.94\n"
+)
+
+
+@cache
+def public() -> tuple[list[Modelled], list[Unmodelled]]:
+    return modelled(read_points(DATA / "serving_points"))
+
+
+def test_a_file_of_points_is_read_in_seconds_with_its_load_test(tmp_path: Path) -> None:
+    (tmp_path / "points.csv").write_text(HEAD + ROWS)
+    assert is_points(tmp_path)
+    first, second = read_points(tmp_path)
+    assert (first.harness, second.harness) == (TOGETHER, VARIED)
+    assert (first.ttft_s, first.tpot_s) == pytest.approx((0.1599, 0.01092))
+    assert (second.clients, second.tensor_parallel, second.precision) == (16, 4, "fp8")
+    found, left = modelled([first, second])
+    assert not left
+    rates, _ = errors(found, expected)
+    assert np.all(np.abs(rates) < 0.25)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (",32,1,1,", ",many,1,1,", r"points.csv:2: invalid literal"),
+        ("159.9", "-1", r"points.csv:2: silicon_ttft_ms is '-1', it must be a positive number"),
+        (",1024,256,", ",0,256,", r"points.csv:2: isl is '0', it must be a count"),
+    ],
+)
+def test_a_broken_row_is_refused_with_its_place(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    (tmp_path / "points.csv").write_text(HEAD + ROWS.replace(old, new, 1))
+    with pytest.raises(UserError, match=message):
+        read_points(tmp_path / "points.csv")
+
+
+def test_what_holds_no_points_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    assert not is_points(tmp_path)
+    with pytest.raises(UserError, match="holds no serving points"):
+        read_points(tmp_path)
+    (tmp_path / "points.csv").write_text(HEAD)
+    with pytest.raises(UserError, match="no points below its header"):
+        read_points(tmp_path)
+
+
+def test_a_point_that_is_not_covered_is_kept_with_the_reason(tmp_path: Path) -> None:
+    strange = ROWS.replace("Meta-Llama-3.1-8B", "Llama-9-9B").replace(
+        ",16,4,1,1,4,1,", ",16,4,1,8,4,1,"
+    )
+    (tmp_path / "points.csv").write_text(HEAD + strange)
+    found, left = modelled(read_points(tmp_path))
+    assert not found
+    assert [item.reason.partition(".")[0][:25] for item in left] == [
+        "unknown model `llama-9-9b", "attention data parallel, ",
+    ]  # fmt: skip
+
+
+def test_the_constants_that_ship_survive_their_file() -> None:
+    import yaml
+
+    text = to_yaml(shipped(), "somewhere", 1)
+    assert len(yaml.safe_load(text)["constants"]) == len(shipped()) >= 10
+    for terms in shipped().values():
+        assert 0 < terms.gap_s < 10e-3
+        assert 0.4 < terms.decode < 2.5  # what the device does takes about its time
+
+
+@pytest.mark.slow
+@needs("serving_points")
+def test_dense_models_are_predicted_no_worse_than_aiconfigurator_predicts_them() -> None:
+    found = [item for item in public()[0] if not item.experts]
+    rates, firsts = errors(found, lambda item: terms_of(item, shipped()))
+    assert summary(rates).median < 0.05  # its: 10.2 %
+    assert summary(rates).mean < 0.149  # its: 14.9 %
+    assert summary(firsts).median < 0.15
+    assert summary(firsts).mean < 0.53  # its: 53 %
+    # Without any calibration, and with constants that never saw the model, TPOT still is no worse.
+    assert summary(errors(found, expected)[0]).median < 0.09
+    assert summary(other_half(found)[0]).median < 0.102
+
+
+@pytest.mark.slow
+@needs("serving_points")
+def test_constants_from_half_of_the_rows_predict_the_other_half_as_well() -> None:
+    found = [item for item in public()[0] if not item.experts]
+    constants = calibrated(found[::2])
+    rates, firsts = errors(found[1::2], lambda item: terms_of(item, constants))
+    assert summary(rates).median < 0.07
+    assert summary(firsts).median < 0.20
+
+
+@pytest.mark.slow
+@needs("serving_points")
+def test_bands_of_dense_models_hold_on_models_that_they_have_not_seen() -> None:
+    for half in bands([item for item in public()[0] if not item.experts]):
+        assert 0.80 <= half.coverage <= 0.951
+        assert half.width <= 0.25
+
+
+@pytest.mark.slow
+@needs("serving_points")
+def test_the_constants_that_ship_are_those_of_the_public_points() -> None:
+    fresh = calibrated(public()[0])
+    assert set(fresh) == set(shipped()) == {key(item) for item in public()[0]}
+    for name, terms in fresh.items():
+        ours = shipped()[name]
+        assert ours.decode == pytest.approx(terms.decode, rel=0.02), name
+        assert ours.gap_s == pytest.approx(terms.gap_s, rel=0.05), name
