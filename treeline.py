@@ -620,20 +620,34 @@ def validate(
         bool, typer.Option("--fail-on-error", help="Exit code 3 when an error is over its limit.")
     ] = False,
 ) -> None:
-    """Compare the simulator with a real engine, request by request of a run that it served.
+    """Compare the simulator with a real engine: a run that it served, or loads that it held.
 
-    RUN is an LLMServingSim 2.0 bundle (requests.jsonl, meta.json, profile/) or the JSON of
-    `vllm bench serve --save-result --save-detailed`, which needs --engine.
+    RUN is an LLMServingSim 2.0 bundle (requests.jsonl, meta.json, profile/), the JSON of
+    `vllm bench serve --save-result --save-detailed`, which needs --engine, or serving points: a CSV
+    file of TTFT and TPOT at a number of clients, as AIConfigurator's silicon samples.
 
     \b
     Example: treeline validate data/vllm_rtx4090
              treeline validate data/vllm_rtx4090 --set fleet.engine.kv.reclaim=youngest
              treeline validate result.json --engine my-engine.yaml
+             treeline validate data/serving_points
     """
+    from dashboards.commands import validate_points as points
     from dashboards.commands.validate import document, picture, validate_run
     from dashboards.terminal import as_json as to_json
     from dashboards.terminal import progress, stdout
 
+    if points.is_points(run):
+        given = {"--engine": engine, "--device": device, "--set": set_, "--scenario": scenario}
+        with progress(run, quiet=quiet) as tell:
+            report = points.validate_points(run, given, tell)
+        if as_json:
+            typer.echo(to_json(points.document(report)))
+        else:
+            stdout().print(points.picture(report))
+        if fail_on_error and not report.holds:
+            raise typer.Exit(MISSED)
+        return
     with progress(run, quiet=quiet) as tell:
         found = validate_run(
             run,

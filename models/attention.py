@@ -253,7 +253,7 @@ def grid_of(rows: Table, device: Device, *, causal: bool = False) -> Grid:
 
 
 def compiled(grid: Grid, layers: int, branches: tuple[int, ...]) -> Decode:
-    """The grid as a table over these batch sizes and eight knots for each doubling of context."""
+    """The grid as a table over these batch sizes and sixteen knots for each doubling of context."""
     octaves = np.arange(0, np.log2(_MOST) + 1e-9, 1 / _OCTAVE)
     tokens = np.concatenate([[0.0], 2.0**octaves])
     b = np.array(branches, float)[:, None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -97,10 +97,17 @@ def read_points(path: str | Path) -> list[Point]:
     return found
 
 
-def modelled(points: Iterable[Point]) -> tuple[list[Modelled], list[Unmodelled]]:
-    """Each point's parts from the profile that ships for its device; those not covered with the reason."""
+def modelled(
+    points: Sequence[Point], tell: Callable[[float, str], None] | None = None
+) -> tuple[list[Modelled], list[Unmodelled]]:
+    """Each point's parts from the profile that ships for its device; those not covered with the reason.
+
+    `tell` hears of the share that is done.
+    """
     found, left = [], []
-    for point in points:
+    for number, point in enumerate(points):
+        if tell is not None:
+            tell(number / len(points), point.model)
         try:
             cost, shape, kv_tokens = _replica(
                 point.model, point.system, point.precision, point.tensor_parallel,

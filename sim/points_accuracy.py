@@ -94,7 +94,7 @@ def to_yaml(constants: Mapping[Key, Terms], source: str, points: int) -> str:
          "terms": {name: float(f"{value:.3g}") for name, value in asdict(terms).items()}}
         for (load_test, engine, experts), terms in constants.items()
     ]  # fmt: skip
-    head = {"source": source, "points": points, "made_by": "treeline validate DATA --calibrate"}
+    head = {"source": source, "points": points, "made_by": "python tests/steady.py DATA"}
     return yaml.safe_dump(head | {"constants": rows}, sort_keys=False)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -11,9 +11,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.terminal import plain
+from dashboards.terminal import Tell, plain
 from scenarios.errors import UserError
-from sim.points import Modelled, Unmodelled, modelled, read_points
+from sim.points import Modelled, Unmodelled, is_points, modelled, read_points
 from sim.points_accuracy import (
     NOMINAL,
     Bands,
@@ -29,9 +29,12 @@ from sim.points_accuracy import (
 )
 from sim.renewal import Floats
 
+__all__ = ["document", "is_points", "picture", "validate_points"]
+
 # AIConfigurator's own errors on the public dense rows: what to be no worse than.
 # Source: aiconfigurator 0.12 run on the public half of its Hopper samples, 2026-11-23.
 PEER_TPOT_MEDIAN, PEER_TTFT_MEAN = 0.102, 0.53
+_SHIPPED = "shipped constants"
 
 
 def _octave(clients: int) -> str:
@@ -63,15 +66,34 @@ class PointsReport:
     ]  # by constants: those that ship, none, those of the other half of the models
     bands: dict[str, tuple[Bands, ...]]  # dense models, all models
 
+    @property
+    def holds(self) -> bool:
+        """Whether dense models are predicted no worse than by AIConfigurator; so without any."""
+        dense = _kinds(self.found, self.ways[_SHIPPED]).get("dense")
+        if dense is None:
+            return True
+        rate, first = summary(dense[0]), summary(dense[1])
+        return rate.median <= PEER_TPOT_MEDIAN and first.mean <= PEER_TTFT_MEAN
 
-def validate_points(path: str) -> PointsReport:
-    """Read serving points and predict each of them. Raises: UserError for what cannot be read."""
-    found, left = modelled(read_points(path))
+
+def validate_points(
+    path: str, given: Mapping[str, object] | None = None, tell: Tell | None = None
+) -> PointsReport:
+    """Read serving points and predict each of them.
+
+    `given` are options that only runs take. Raises: UserError for what cannot be read, and for those.
+    """
+    if stray := [name for name, value in (given or {}).items() if value]:
+        raise UserError(
+            f"{path} holds serving points, which name their own engines and devices: "
+            f"leave out {', '.join(stray)}."
+        )
+    found, left = modelled(read_points(path), tell)
     if not found:
         reasons = sorted({item.reason for item in left})
         raise UserError(f"{path}: no point can be modelled: {'; '.join(reasons)}.")
     ways = {
-        "shipped constants": errors(found, partial(terms_of, constants=shipped())),
+        _SHIPPED: errors(found, partial(terms_of, constants=shipped())),
         "no calibration": errors(found, expected),
         "constants of the other half of the models": other_half(found),
     }
@@ -83,7 +105,7 @@ def validate_points(path: str) -> PointsReport:
 
 def document(report: PointsReport) -> dict[str, Any]:
     """Everything as JSON values."""
-    best = report.ways["shipped constants"]
+    best = report.ways[_SHIPPED]
     return {
         "format": "serving points",
         "points": len(report.found) + len(report.left),
@@ -125,20 +147,19 @@ def picture(report: PointsReport) -> RenderableType:
         Text("Error: predicted / measured - 1; median, mean and p90 of its size, and its signed median."),
         Text(""),
     ]  # fmt: skip
-    best = report.ways["shipped constants"]
+    best = report.ways[_SHIPPED]
     parts += [_groups(name, groups(report.found, by, best)) for name, by in _BY.items()]
     parts += [Text(""), _bands(report)]
     return Group(*parts)
 
 
 def _verdict(report: PointsReport) -> Text:
-    dense = _kinds(report.found, report.ways["shipped constants"]).get("dense")
+    dense = _kinds(report.found, report.ways[_SHIPPED]).get("dense")
     if dense is None:
         return Text("No dense model among the points: nothing to hold beside a peer.", style="bold")
     rate, first = summary(dense[0]), summary(dense[1])
-    better = rate.median <= PEER_TPOT_MEDIAN and first.mean <= PEER_TTFT_MEAN
     return Text(
-        f"{'NO WORSE' if better else 'WORSE'} than AIConfigurator on dense models: TPOT median "
+        f"{'NO WORSE' if report.holds else 'WORSE'} than AIConfigurator on dense models: TPOT median "
         f"{rate.median:.1%} (its {PEER_TPOT_MEDIAN:.1%}), TTFT mean {first.mean:.0%} "
         f"(its {PEER_TTFT_MEAN:.0%}), median {first.median:.1%}.",
         style="bold",
