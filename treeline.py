@@ -368,6 +368,9 @@ def price(
         bool,
         typer.Option("--optimise", help="Find the best menu; several runs are ways to play it."),
     ] = False,
+    write: Annotated[
+        str | None, typer.Option("--write", metavar="FILE", help="Save the best menu as a what-if.")
+    ] = None,
     set_: Set = None,
     replications: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="More of them narrow the intervals.")
@@ -399,7 +402,9 @@ def price(
     known: dict[str, Any] = {"workers": workers, "quiet": quiet, "as_json": as_json}
     refused = False
     if optimise:
-        found = pricing.best_menu(loaded, runs, options, **known)
+        found = pricing.best_menu(loaded, runs, options, write=write, **known)
+    elif write is not None:
+        raise typer.BadParameter("--write saves what --optimise finds: add --optimise")
     else:
         found, refused = pricing.price(loaded, runs[0] if runs else None, options, **known)
     if as_json:

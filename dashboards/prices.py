@@ -44,7 +44,7 @@ def section(title: str, body: RenderableType) -> Padding:
 def grid(first: str, *columns: str) -> Grid:
     """A table whose first column holds names and whose others hold figures."""
     made = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    made.add_column(first, overflow="fold", max_width=24)
+    made.add_column(first, overflow="fold", min_width=8, max_width=24)
     for column in columns:
         made.add_column(column, justify="right", no_wrap=True)
     return made
@@ -137,25 +137,31 @@ def _refusal(item: Judged) -> str:
 
 
 def _drift(found: PriceList) -> RenderableType:
-    table = grid("tier", "queries/day", "coverage", "right", "wrong/day", "lost/day", "seen after",
-                 "lost until then")  # fmt: skip
+    table = grid("tier", "sold, %", "right, %", "wrong/day", "lost/day", "audit sees", "share shows",
+                 "lost until")  # fmt: skip
     for row in found.drift:
         table.add_row(
             Text(words.name(row.tier)),
-            words.number(row.queries),
-            " -> ".join(words.share(x) for x in row.coverage),
-            " -> ".join(words.share(x) for x in row.precision),
-            words.number(row.wrong),
+            "→".join(f"{100 * x:.1f}" for x in row.coverage),
+            "→".join(f"{100 * x:.1f}" for x in row.precision),
+            words.number(round(row.wrong, 1)),
             words.usd(row.lost_usd),
-            "never" if math.isinf(row.days) else f"{words.number(row.days)} d",
+            _after(row.days),
+            _after(row.unlabelled_days),
             words.usd(row.until_seen_usd),
         )
     note = (
         "At thresholds calibrated before. Wrong/day: more wrong answers sold; lost/day below 0: the "
-        "provider gains what its clients lose. Seen: by checking a share of the sold answers "
-        "(pricing.drift.audited)."
+        "provider gains what its clients lose. Seen by checking a share of the sold answers "
+        "(pricing.drift.audited) or by the share sold alone; lost until the first of both."
     )
     return Group(table, Text(note))
+
+
+def _after(days: float) -> str:
+    if math.isinf(days):
+        return "never"
+    return f"{words.number(days)} d" if days >= 1 else f"{words.number(24 * days, 2)} h"
 
 
 def _reserves(found: PriceList) -> RenderableType:
@@ -172,8 +178,8 @@ def _reserves(found: PriceList) -> RenderableType:
         )
     rho = found.reserves[0][1].rho
     note = (
-        f"At this run's rate of sold answers; errors are correlated by {rho:g} "
-        "(pricing.error_correlation, assumed)."
+        f"At this run's rate of sold answers, with one wrong and one right one more than it had; errors are "
+        f"correlated by {rho:g} (pricing.error_correlation, assumed)."
     )
     return Group(table, Text(note))
 
@@ -209,11 +215,11 @@ def _subsidies(splits: tuple[Breakdown, ...]) -> RenderableType:
         table.add_column(f"by {split.by}", max_width=24, min_width=18)
         table.add_column("is paid for", justify="right", width=_HALF)
         table.add_column("pays for others", width=_HALF)
-        table.add_column("per query", justify="right")
+        table.add_column("per 1,000", justify="right")
         for group in split.groups[:_SHOWN]:
             bar = "█" * round(_HALF * abs(group.transfer_usd) / top)
             left, right = (bar, "") if group.transfer_usd < 0 else ("", bar)
-            each = group.transfer_usd / group.n
+            each = 1000 * group.transfer_usd / group.n
             sign = "+" if each > 0 else ""
             table.add_row(Text(words.name(group.label, 24)), left, right, sign + words.usd(each))
         share = words.share_interval(split.cross_subsidy)

@@ -28,7 +28,7 @@ class DriftCost:
     `lost_usd` is margin that no longer comes in (below 0: the provider gains, its clients lose),
     `wrong` the additional wrong answers sold. `days` pass in the mean until the audit of sold answers
     raises its alarm (inf: precision did not fall), `unlabelled_days` until the share of sold answers
-    alone would show it.
+    alone shows it, which needs no truth but only a mix of questions that stays.
     """
 
     tier: str
@@ -41,11 +41,14 @@ class DriftCost:
     unlabelled_days: float
 
     @property
+    def seen_days(self) -> float:
+        """Days until the first of both alarms."""
+        return min(self.days, self.unlabelled_days)
+
+    @property
     def until_seen_usd(self) -> float:
-        """What is lost before the audit sees it; 0 for a drift that costs nothing, inf if it never does."""
-        if self.lost_usd == 0:
-            return 0.0
-        return self.lost_usd * self.days
+        """What is lost until the first alarm; 0 for a drift that costs nothing, inf if none is raised."""
+        return self.lost_usd * self.seen_days if self.lost_usd else 0.0
 
 
 def drift_costs(

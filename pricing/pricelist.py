@@ -120,7 +120,9 @@ def _reserves(resolved: Resolved, priced: Priced) -> Sequence[tuple[str, Reserve
         n = len(mine["tier"])
         if tier.price is None or tier.price.refund == 0 or not n:
             continue
-        wrong = float((~mine["correct"]).mean())
+        wrong = (int((~mine["correct"]).sum()) + 1) / (
+            n + 2
+        )  # none in a few is not none in a million
         owed = tier.price.refund * float(mine["charge_usd"].mean())
         sold = round(n / months)
         rho = scenario.pricing.error_correlation

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dashboards.commands.price_write import check_writable, write_menu
 from dashboards.menus import optimised
 from dashboards.prices import price_list as shown
 from dashboards.report import jsonable
@@ -69,7 +71,7 @@ def played(loaded: Loaded | None, workers: int | None, quiet: bool) -> tuple[Res
             "Run it, then price one of its run directories."
         )
     (job,) = jobs([loaded], force=True)
-    result, _ = simulate(job, {}, partial(progress, quiet=quiet), workers)
+    result, _ = simulate(replace(job, base=None), {}, partial(progress, quiet=quiet), workers)
     return job.resolved, result
 
 
@@ -81,11 +83,15 @@ def best_menu(
     workers: int | None,
     quiet: bool,
     as_json: bool,
+    write: str | None = None,
 ) -> dict[str, Any]:
     """Print the best menu for a scenario (each cell of a sweep a way to play it), or for finished runs of one.
 
-    A scenario that extends another is compared with that one too. Raises UserError as the parts do.
+    A scenario that extends another is compared with that one too; `write` makes the best menu a what-if
+    of it. Raises UserError as the parts do.
     """
+    if write is not None:
+        check_writable(loaded, overrides, write)
     watch = partial(progress, quiet=quiet)
     base = None
     runs: list[tuple[str, Resolved, Result]] = []
@@ -102,6 +108,8 @@ def best_menu(
         found = optimise(
             [played_run(*run) for run in runs], None if base is None else played_run(*base), tell
         )
+    if write is not None and loaded is not None:
+        write_menu(found, loaded, write)
     if not as_json:
         stdout().print(optimised(found))
     plainly = jsonable(found)
@@ -143,6 +151,9 @@ def document(found: PriceList) -> dict[str, Any]:
                 row[key]["coverage"] = under.coverage
                 row[key]["precision"] = under.precision
                 row[key]["cost_per_sold"] = jsonable(item.cost_per_sold(under))
+    for cost, row in zip(found.drift, plainly["drift"], strict=True):
+        row["seen_days"] = jsonable(cost.seen_days)
+        row["until_seen_usd"] = jsonable(cost.until_seen_usd)
     for split, rows in zip(found.breakdowns, plainly["breakdowns"], strict=True):
         for group, row in zip(split.groups, rows["groups"], strict=True):
             for key in ("margin_usd", "cost_per_query", "cost_per_right", "cost_per_sold"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from scenarios.loader import load
 from tests.test_cli import treeline_
 
 SMALL = """\
@@ -143,3 +144,39 @@ def test_two_runs_without_optimise_are_refused(home: Path) -> None:
     refused = treeline_("price", str(home / "run"), str(home / "run"))
     assert refused.exit_code == 2
     assert "several runs only with --optimise" in refused.stderr
+
+
+def test_the_best_menu_can_be_written_as_a_what_if_and_run(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(
+        SMALL + f"{SEGMENTS.replace('pricing.segments=', 'pricing: {segments: ')}}}\n"
+    )
+    place = tmp_path / "best.yaml"
+    words = ("price", str(tmp_path / "small.yaml"), "--optimise", "--quiet", "--workers", "1")
+    found = json.loads(treeline_(*words, "--json", "--write", str(place)).stdout)
+    best = found["regimes"][-1]
+    scenario = load(place).scenario
+    assert load(place).base is not None
+    assert scenario.workload.arrivals.rate == pytest.approx(3 * best["served"], rel=1e-6)
+    for item in best["sold"]:
+        tier = scenario.tiers[item["tier"]]
+        assert tier.share == pytest.approx(item["bought"] / best["served"], abs=1e-6)
+        if item["promise"] is not None:
+            assert tier.promise is not None
+            assert tier.promise.confidence == item["promise"]
+    assert scenario.tiers["sure"].price is not None
+    assert scenario.tiers["sure"].price.refund == 1.0
+    factor = next(item["factor"] for item in best["sold"] if item["tier"] == "sure")
+    assert scenario.tiers["sure"].price.per_answer == pytest.approx(0.02 * factor, rel=1e-4)
+    refused = treeline_(*words, "--write", str(place))
+    assert refused.exit_code == 2
+    assert "exists already" in refused.stderr
+
+
+def test_what_cannot_be_written_as_a_what_if_is_refused_before_anything_runs(home: Path) -> None:
+    for words, text in (
+        ((str(home / "run"), "--optimise"), "needs one scenario file as it stands"),
+        ((str(home / "small.yaml"),), "add --optimise"),
+    ):
+        refused = treeline_("price", *words, "--write", str(home / "best.yaml"))
+        assert refused.exit_code == 2
+        assert text in refused.stderr

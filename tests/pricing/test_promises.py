@@ -143,7 +143,8 @@ def test_a_shifted_verifier_sells_more_wrong_answers_and_the_money_is_the_closed
         a * 0.01 * (1 - 2 * (1 - s)) for a, s in zip(score.coverage, score.precision, strict=True)
     ]
     assert score.lost_usd == pytest.approx((each[0] - each[1]) * score.queries)
-    assert score.until_seen_usd == pytest.approx(score.lost_usd * score.days)
+    assert score.seen_days == min(score.days, score.unlabelled_days)
+    assert score.until_seen_usd == pytest.approx(score.lost_usd * score.seen_days)
     none = drift_costs(resolved, priced, calibrators(), Drift())
     assert [(row.lost_usd, row.until_seen_usd) for row in none] == [(0, 0), (0, 0)]
 
