@@ -58,6 +58,7 @@ class Engine:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
     tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
     async_scheduling: bool = False
     enable_prefix_caching: bool = True
     scheduler_reserve_full_isl: bool = True
@@ -161,10 +162,6 @@ def _engine(path: Path, meta: Mapping[str, Any]) -> Engine:
     cache, scheduler = _mapping(resolved, "cache_config"), _mapping(resolved, "scheduler_config")
     parallel, model = _mapping(resolved, "parallel_config"), _mapping(resolved, "model_config")
     kv = {**cache, **{k: v for k, v in _mapping(meta, "kv_cache").items() if v is not None}}
-    if (parallel.get("data_parallel_size") or given.get("data_parallel_size") or 1) > 1:
-        fail(
-            path, 0, "has data_parallel_size over 1", "which replica served a request is not known"
-        )
     if resolved.get("speculative_config"):
         fail(path, 0, "has a speculative_config", "speculative decoding is not modelled")
 
@@ -172,24 +169,30 @@ def _engine(path: Path, meta: Mapping[str, Any]) -> Engine:
         found = (place[name] for place in places if place.get(name) is not None)
         return next(found, default)
 
+    def count(name: str, default: Any, *places: Mapping[str, Any]) -> int:
+        found = setting(name, default, *places)
+        if type(found) is not int or found < 1:
+            fail(path, 0, f"{name} is {found!r:.40}", "it must be a whole number over 0")
+        return found
+
     def newer(*than: int) -> bool:
         """Whether the engine has what vLLM turned on by default in a version."""
         parts = str(meta.get("vllm_version") or "").split(".")[:2]
         return tuple(int(part) for part in parts if part.isdigit()) >= than
 
-    blocks = setting("num_gpu_blocks", None, kv)
-    if type(blocks) is not int or blocks < 2:
+    if kv.get("num_gpu_blocks") is None:
         fail(path, 0, "has no kv_cache.num_gpu_blocks", "it is the first thing to know of a run")
     hardware = _mapping(meta, "hardware")
     return Engine(
         model=str(meta.get("model") or given.get("model") or "an unnamed model"),
         device=str(hardware.get("device_name") or "an unnamed device"),
         version=str(meta.get("vllm_version") or "of unknown version"),
-        num_gpu_blocks=blocks,
-        block_size=setting("block_size", 16, kv),
-        max_num_seqs=setting("max_num_seqs", 256, scheduler, given),
-        max_num_batched_tokens=setting("max_num_batched_tokens", 2048, scheduler, given),
-        tensor_parallel_size=setting("tensor_parallel_size", 1, parallel, given),
+        num_gpu_blocks=count("num_gpu_blocks", None, kv),
+        block_size=count("block_size", 16, kv),
+        max_num_seqs=count("max_num_seqs", 256, scheduler, given),
+        max_num_batched_tokens=count("max_num_batched_tokens", 2048, scheduler, given),
+        tensor_parallel_size=count("tensor_parallel_size", 1, parallel, given),
+        data_parallel_size=count("data_parallel_size", 1, parallel, given),
         async_scheduling=bool(setting("async_scheduling", newer(0, 14), scheduler, given)),
         enable_prefix_caching=bool(setting("enable_prefix_caching", True, kv, given)),
         scheduler_reserve_full_isl=bool(

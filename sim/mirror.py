@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ import yaml
 from hw.device import CatalogError, devices
 from hw.transformer import transformer_named
 from scenarios.errors import UserError
-from scenarios.loader import Loaded, loads
+from scenarios.loader import Loaded
 from sim.measured import Engine, Measured, Requests, Timeline
+from sim.records import Table
+from sim.renewal import Floats
 from sim.replication import Calibrators, calibrate_all, replicate
 from sim.resolve import Resolved
 
@@ -72,7 +74,8 @@ def mirror(
 def _pool(engine: Engine, profile: Path | None, device: str | None) -> Mapping[str, Any]:
     """A pool set as the engine was. One of vLLM's blocks is its null block, which holds nothing.
 
-    Source: vLLM 0.19, v1/core/block_pool.py (`null_block`).
+    Data-parallel ranks are replicas; which of them served a request is not recorded, vLLM sends it to the one
+    with the least to do. Source: vLLM 0.19, v1/core/block_pool.py (`null_block`), v1/engine/core_client.py.
     """
     try:
         model = transformer_named(engine.model).name
@@ -86,10 +89,12 @@ def _pool(engine: Engine, profile: Path | None, device: str | None) -> Mapping[s
     return {
         "model": model,
         "device": device or device_named(engine.device),
+        "replicas": engine.data_parallel_size,
+        "router": "least_loaded",
         "tensor_parallel": engine.tensor_parallel_size,
         "latency": latency,
         "engine": {
-            "num_gpu_blocks": engine.num_gpu_blocks - 1,
+            "num_gpu_blocks": max(1, engine.num_gpu_blocks - 1),
             "block_size": engine.block_size,
             "max_num_seqs": engine.max_num_seqs,
             "max_num_batched_tokens": engine.max_num_batched_tokens,
@@ -140,16 +145,10 @@ def play(
             "measured time: the pool is far slower than the engine was, or a request does not fit it"
         )
     inputs, outputs = table["input_tokens"][order], table["output_tokens"][order]
-    line, pool = result.timeline, result.pools
-    pages = np.maximum(line["pages_total"], 1)
+    pool = result.pools
     return Played(
         requests=Requests(table["arrival_s"][order], inputs, outputs, first, last),
-        timeline=Timeline(
-            line["time_s"],
-            line["running"].astype(float),
-            line["waiting"].astype(float),
-            line["pages_pinned"] / pages,
-        ),
+        timeline=_over_replicas(result.timeline),
         preemptions=int(table["num_preemptions"].sum()),
         iterations=int(pool["iterations"].sum()),
         recomputed_tokens=int(pool["computed_tokens"].sum() - inputs.sum()),
@@ -157,9 +156,13 @@ def play(
     )
 
 
-def with_policy(resolved: Resolved, **changes: Any) -> Resolved:
-    """The same with something of its policy pool replaced (cost, settings)."""
-    return replace(resolved, policy=replace(resolved.policy, **changes))
+def _over_replicas(line: Table) -> Timeline:
+    """The timeline of all replicas together."""
+    time_s, row = np.unique(line["time_s"], return_inverse=True)
 
+    def total(name: str) -> Floats:
+        found: Floats = np.bincount(row, line[name].astype(float))
+        return found
 
-__all__ = ["Played", "device_named", "loads", "mirror", "play", "with_policy"]
+    kv_share = total("pages_pinned") / np.maximum(total("pages_total"), 1)
+    return Timeline(time_s, total("running"), total("waiting"), kv_share)

@@ -75,7 +75,7 @@ def test_requests_that_never_finished_are_left_out_and_counted(tmp_path):
     ("change", "word"),
     [
         ({"kv_cache": {}}, "num_gpu_blocks"),
-        ({"engine_kwargs": {"data_parallel_size": 2}}, "data_parallel_size"),
+        ({"engine_kwargs": {"max_num_seqs": "many"}}, "max_num_seqs is 'many'"),
         ({"resolved_config": {"speculative_config": {"method": "ngram"}}}, "speculative"),
     ],
 )
