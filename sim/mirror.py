@@ -161,7 +161,8 @@ def _over_replicas(line: Table) -> Timeline:
     time_s, row = np.unique(line["time_s"], return_inverse=True)
 
     def total(name: str) -> Floats:
-        found: Floats = np.bincount(row, line[name].astype(float))
+        found: Floats = np.zeros(len(time_s))
+        np.add.at(found, row, line[name])
         return found
 
     kv_share = total("pages_pinned") / np.maximum(total("pages_total"), 1)
