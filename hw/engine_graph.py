@@ -164,7 +164,8 @@ class StillTicks:
     def get(self, size: int, items: int) -> Still:
         """The body of this size."""
         if (size, items) not in self.made:
-            self.made[size, items] = Still(self.engine, size, items)
+            with self.engine.torch.inference_mode(), self.engine.stream():
+                self.made[size, items] = Still(self.engine, size, items)
         return self.made[size, items]
 
     def make_all(self, progress: Callable[[float, str], None] | None = None) -> None:

@@ -175,7 +175,7 @@ def house(
         )
         made.replica, made.judge = thinker, verifier
     for stepper in made.replicas:
-        if isinstance(stepper, Stepper) and isinstance(stepper.engine, Ghost):
+        if isinstance(stepper, Stepper) and hasattr(stepper.engine, "watch"):
             stepper.engine.watch(stepper.executor)
     for number, world in enumerate(questions(model, seed, count)):
         algorithm, parameters = MIX[number % len(MIX)]
