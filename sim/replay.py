@@ -25,9 +25,10 @@ from models.latency import StepCost
 from sim.agreement import agreement, verdict
 from sim.rig import Rig, Run, rig, run
 from sim.rigcost import Fit, fit, measure, refit, sentinel_s
-from sim.stepper import Clock
+from sim.stepper import Clock, TickRow
 
-_PILOT_SEED, _CAPACITY_SEED = 9_001, 9_002  # of searches that no measured run meets
+_PILOT_SEED, _CAPACITY_SEED = 9_001, 9_003  # of searches that no measured run meets
+_PILOT_LOADS = (0.3, 0.9)  # of what the grid alone says the rig can do: few decoders, and many
 _CAPACITY_QUERIES = 60
 
 
@@ -102,14 +103,18 @@ def measure_costs(
         measured.append(measure(limits, engine, shape.vocab, shape.score_head, clock, tell))
         fits.append(fit(measured[-1], engine.padded))
     costs = (fits[0].cost, fits[1].cost)
-    rate = 0.5 * capacity(setup, costs)
-    tell = _teller("pilot")
-    pilot = run(
-        setup, costs, _PILOT_SEED, rate, pilot_s, engines, clock=clock,
-        progress=lambda now, n, done: tell(now / pilot_s, f"{done} of {n} queries answered"),
-    )  # fmt: skip
+    most = capacity(setup, costs)
+    pilot: list[TickRow] = []
+    for number, load in enumerate(_PILOT_LOADS):
+        tell = _teller(f"pilot at {load:.0%}")
+        pilot += run(
+            setup, costs, _PILOT_SEED + number, load * most, pilot_s, engines, clock=clock,
+            progress=lambda now, n, done, tell=tell: tell(  # type: ignore[misc]
+                now / pilot_s, f"{done} of {n} queries answered"
+            ),
+        ).ticks  # fmt: skip
     again = [
-        refit(old, flat, [row for row in pilot.ticks if row.pool == pool], engine.padded)
+        refit(old, flat, [row for row in pilot if row.pool == pool], engine.padded)
         for old, flat, pool, engine in zip(
             fits, measured, ("policy", "judge"), engines, strict=True
         )

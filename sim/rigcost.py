@@ -29,6 +29,7 @@ KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 ROW_KNOTS = (1, 8, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SATURATIONS = (1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0, 46.0, 64.0, 128.0, 1e18)
 _DECODE_TICKS = 12  # of every flat batch: long enough for a median, short enough for a grid
+_PILOT = 4.0  # weight of all ticks of the pilot over all of the grid
 _RAGGED = 5  # tokens by which the prompts of a flat batch differ, as those of queries do
 _WARM_UP = 2  # ticks of a batch that are left out: first touch, capture of a graph
 
@@ -187,8 +188,9 @@ def refit(old: Fit, measured: Sequence[Measured], pilot: Sequence[TickRow], padd
     """The same with the ticks of a pilot, which was charged with `old`'s saturation."""
     saturation = old.cost.saturation
     rows = [Measured(row, 0.0, 1) for row in pilot]
+    each = _PILOT * len(measured) / max(1, len(rows))
     weights, error = _solve(
-        [*measured, *rows], saturation, padded, [1.0] * len(measured) + [2.0] * len(rows)
+        [*measured, *rows], saturation, padded, [1.0] * len(measured) + [each] * len(rows)
     )
     return _fitted(weights, error, saturation, padded)
 
