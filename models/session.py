@@ -215,9 +215,10 @@ class Session:
             return self._resume(Grown((node,)) if pending.kind == "grow" else Scored((node,)))
         if pending.left:
             return []
-        self._book(pending.kind, pending.works)
+        works = pending.works
+        self._book(pending.kind, works)
         self._close(pending)
-        return self._resume(_outcome(pending.kind, pending.works))
+        return self._resume(_outcome(pending.kind, works))
 
     def _book(self, kind: Kind, works: Sequence[Work]) -> None:
         """Count completed units, and let the world score what was scored."""
@@ -425,6 +426,7 @@ class Session:
 
     def _close(self, pending: Pending) -> None:
         del self._pending[pending.number]
+        pending.works = []  # they refer to it as well: a cycle would wait for the collector
         if pending.kind == "score":
             self._scoring -= 1
 
@@ -447,5 +449,6 @@ class Session:
                     self._book(pending.kind, (work,))
                     if pending.kind == "grow":
                         self.dropped.append(work.node)
+            pending.works = []
         self._pending.clear()
         self._scoring = 0

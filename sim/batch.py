@@ -258,12 +258,11 @@ class Batch(Ledger):
                 if best.query.number > number:
                     return best
                 best = None
-            for cohort in query.cohorts:
-                nodes = cohort.nodes
-                while nodes[-1].cohort is not cohort:
-                    nodes.pop()
-                if best is None or nodes[-1].number > best.number:
-                    best = nodes[-1]
+            stack = query.stack
+            while stack[-1].cohort is None:
+                stack.pop()
+            if best is None or stack[-1].number > best.number:
+                best = stack[-1]
         assert best is not None, "nothing runs"
         return best
 
@@ -391,6 +390,7 @@ class Batch(Ledger):
                 tree.unpinned(node)
         if pages:
             tree.cached += pages
+            query.scan = len(query.nodes)
             if not query.reclaimable:
                 tree.reclaimable(query)
         self._unpin(pinned)
@@ -475,9 +475,11 @@ class Batch(Ledger):
                 if query.pages > query.peak_pages:
                     query.peak_pages = query.pages
                 if not left:
-                    self.tree.cached += pages
-                    if pages and not query.reclaimable:
-                        self.tree.reclaimable(query)
+                    if pages:
+                        self.tree.cached += pages
+                        query.scan = len(query.nodes)
+                        if not query.reclaimable:
+                            self.tree.reclaimable(query)
                     self._thin(cohort, count)
         if finished:
             if len(finished) > 1:

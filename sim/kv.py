@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,7 +35,7 @@ class Query:
     __slots__ = (
         "number", "active", "gone", "started", "root", "nodes", "waiting", "queued", "flight",
         "decoders", "fill", "cohorts", "common", "bills", "reads", "reads_saturated", "path_read",
-        "path_saturated", "marks", "gpu_s", "pages", "peak_pages", "preemptions", "reclaimable", "owner",
+        "path_saturated", "marks", "stack", "scan", "gpu_s", "pages", "peak_pages", "preemptions", "reclaimable", "owner",
     )  # fmt: skip
 
     def __init__(self, number: int, owner: Any = None) -> None:
@@ -60,6 +60,8 @@ class Query:
         self.path_read = 0  # tokens of its inner nodes that its decoders read now, each once
         self.path_saturated = 0  # the same times decoders, where that is compute-bound
         self.marks: dict[KvNode, int] | None = None  # report when so many tokens are decoded
+        self.stack: list[KvNode] = []  # decoding branches by number, with some that have left
+        self.scan = 0  # nodes from here on hold no cached pages
         self.gpu_s = 0.0
         self.pages = 0
         self.peak_pages = 0
@@ -78,7 +80,7 @@ class KvNode:
     __slots__ = (
         "query", "parent", "up", "path", "offset", "tail", "want", "resident", "pages", "children",
         "in_place_child", "decoders", "fills", "dropped", "number", "ticks", "written", "state", "owner",
-        "cohort", "mark_tick", "serial", "key", "unpinned_at",
+        "place", "cohort", "mark_tick", "serial", "key", "unpinned_at",
     )  # fmt: skip
     cohort: Cohort | None  # in which it decodes
     mark_tick: int
@@ -99,6 +101,7 @@ class KvNode:
         ticks: int = 0,
         state: int = DONE,
         owner: Any = None,
+        place: int = 0,
     ) -> None:
         self.query = query
         self.parent = parent
@@ -119,6 +122,7 @@ class KvNode:
         self.written = 0  # tokens decoded when it joined or left the batch last
         self.state = state
         self.owner = owner
+        self.place = place  # among the nodes of its query, in order of creation
 
 
 Sharing = Literal["tree", "per_branch"]
@@ -220,28 +224,30 @@ class PageTree:
         query = parent.query
         path = parent.path
         rest = (path - 1) % self.block_size
+        place = len(query.nodes)
         made: list[KvNode] = []
         for tokens, owner in specs:
             ticks = 0 if given else tokens
             if parent.in_place_child is None:
                 node = parent.in_place_child = KvNode(
-                    query, parent, path + tokens, rest, 0, 0, number, ticks, WAITING, owner
+                    query, parent, path + tokens, rest, 0, 0, number, ticks, WAITING, owner, place
                 )
             elif self.per_branch:
                 node = KvNode(
-                    query, parent, path + tokens, 0, path - 1, 0, number, ticks, WAITING, owner
+                    query, parent, path + tokens, 0, path - 1, 0, number, ticks, WAITING, owner, place
                 )
                 node.up = None
             else:
                 want = rest if self.recompute_tail else 0
                 node = KvNode(
-                    query, parent, path + tokens, 0, rest, want, number, ticks, WAITING, owner
+                    query, parent, path + tokens, 0, rest, want, number, ticks, WAITING, owner, place
                 )
             if given:
                 node.want = node.tail + tokens
                 query.pages += self.pages_of(node, node.want)
             made.append(node)
             number += 1
+            place += 1
         query.nodes += made
         if parent.children is None:
             parent.children = made[:]
@@ -268,8 +274,11 @@ class PageTree:
             if query.number < 0:
                 node.unpinned_at = self.tick
                 heapq.heappush(self._old_prefixes, (self.tick, -node.serial, node))
-            elif not query.reclaimable:
-                self.reclaimable(query)
+            else:
+                if node.place >= query.scan:
+                    query.scan = node.place + 1
+                if not query.reclaimable:
+                    self.reclaimable(query)
 
     def _unpinned(self, node: KvNode) -> None:
         pages = node.pages
@@ -291,7 +300,7 @@ class PageTree:
             self.queue.remove(node)
 
     def reclaimable(self, query: Query) -> None:
-        """Note that `query` holds cached pages."""
+        """Note that `query` holds cached pages, perhaps in its last node."""
         query.reclaimable = True
         heapq.heappush(self._with_cached, (-query.number, query))
 
@@ -329,32 +338,40 @@ class PageTree:
         self.cached -= pages
         self.free += pages
         self.reclaimed += pages
-        for node in self._in_order_of_reclaim():
-            pages -= self._shrink(node, pages)
-            if pages == 0:
-                return
-        raise AssertionError("cached pages are not where they are counted")
+        if self._old_prefixes:
+            pages = self._reclaim_prefixes(pages)
+        young = self._with_cached
+        while pages:
+            assert young, "cached pages are not where they are counted"
+            query = young[0][1]
+            if not query.gone:
+                nodes = query.nodes
+                at = query.scan
+                while at:
+                    node = nodes[at - 1]
+                    if node.pages and not node.decoders and not node.fills:
+                        pages -= self._shrink(node, pages)
+                        if not pages:
+                            query.scan = at
+                            return
+                    at -= 1
+                query.scan = 0
+            query.reclaimable = False
+            heapq.heappop(young)
 
-    def _in_order_of_reclaim(self) -> Iterator[KvNode]:
+    def _reclaim_prefixes(self, pages: int) -> int:
+        """Take up to `pages` pages of prefixes that nobody reads; return how many are lacking."""
         old = self._old_prefixes
         while old:
             tick, _, node = old[0]
             if tick == node.unpinned_at and node.pages and not node.decoders and not node.fills:
-                yield node
-                if node.pages:
-                    continue
+                pages -= self._shrink(node, pages)
+                if not pages:
+                    break
             heapq.heappop(old)
             if not node.dropped:
                 self.tidy_prefixes(node)
-        young = self._with_cached
-        while young:
-            query = young[0][1]
-            if not query.gone:
-                for node in reversed(query.nodes):
-                    if node.pages and not node.decoders and not node.fills:
-                        yield node
-            query.reclaimable = False
-            heapq.heappop(young)
+        return pages
 
     def _shrink(self, node: KvNode, pages: int) -> int:
         """Take up to `pages` pages from the tail of `node`; return how many it gave."""
@@ -402,6 +419,7 @@ class PageTree:
         self.free += pages
         query.pages = 0
         query.nodes = []
+        query.stack = []
 
     def unlink(self, node: KvNode) -> None:
         """Take `node` off its parent, so that another child may append in the parent's place."""

@@ -347,6 +347,11 @@ class Ledger:
         query.decoders += count
         query.common -= count * self.common
         query.cohorts.append(cohort)
+        stack = query.stack
+        ordered = not stack or stack[-1].number < first.number
+        stack += nodes
+        if not ordered:
+            stack.sort(key=_number)
         self._cohorts += 1
         end = cohort.offset + cohort.order[-1].ticks
         heapq.heappush(self._finish, (end, self._cohorts, cohort))
@@ -373,6 +378,8 @@ class Ledger:
         self.read -= own + ran
         self.tree.unpinned(node)
         self._thin(cohort, 1)
+        if cohort.query.stack[-1] is node:
+            cohort.query.stack.pop()
         self._stale = True
 
     def _thin(self, cohort: Cohort, count: int) -> None:

@@ -172,7 +172,7 @@ class Replica:
         before = tree.total - tree.free - tree.cached
         seconds = stretch.seconds(ticks)
         self.running_s += seconds * batch.decoders
-        finished = batch.advance(ticks)
+        finished = batch.advance(ticks, seconds)
         self._stretch = None
         self._acting = True
         after = batch.held
