@@ -234,13 +234,33 @@ class PageTree:
                 )
             elif self.per_branch:
                 node = KvNode(
-                    query, parent, path + tokens, 0, path - 1, 0, number, ticks, WAITING, owner, place
+                    query,
+                    parent,
+                    path + tokens,
+                    0,
+                    path - 1,
+                    0,
+                    number,
+                    ticks,
+                    WAITING,
+                    owner,
+                    place,
                 )
                 node.up = None
             else:
                 want = rest if self.recompute_tail else 0
                 node = KvNode(
-                    query, parent, path + tokens, 0, rest, want, number, ticks, WAITING, owner, place
+                    query,
+                    parent,
+                    path + tokens,
+                    0,
+                    rest,
+                    want,
+                    number,
+                    ticks,
+                    WAITING,
+                    owner,
+                    place,
                 )
             if given:
                 node.want = node.tail + tokens

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from sim import store
 from sim.records import Result
 from sim.resolve import Resolved, resolve
 from sim.run import replicate
+from tests.flat import Flat, Served
 
 ROOT = Path(__file__).resolve().parents[1]
 PEAK = ROOT / "scenarios" / "evening-peak.yaml"
@@ -62,6 +63,16 @@ tiers:
 
 
 @dataclass(frozen=True, slots=True)
+class FlatCase:
+    """Flat requests on one replica of the evening peak's reasoner with a pool of `pages` pages."""
+
+    name: str
+    flat: Flat
+    pages: int
+    goal_s: float | None = None  # CPU seconds of the simulation's loop, at most
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """How long the bench takes: repeats, sizes in simulated seconds, and what `treeline run` is told."""
 
@@ -74,6 +85,13 @@ class Settings:
     steady_repeats: int = 5
     steady_measure_s: float = 300.0
     rate: float = 1.0  # of the steady scenario at 480 tokens a step, 1/s
+    flat_repeats: int = 5
+    flat: tuple[FlatCase, ...] = (
+        FlatCase("long", Flat(300, 200, 8000, 0.5), 100_000, 0.03),
+        FlatCase("many", Flat(1000, 512, 512, 10.0), 100_000, 0.05),
+        FlatCase("long_kv_saturated", Flat(300, 200, 8000, 0.5), 16_000),
+        FlatCase("many_kv_saturated", Flat(1000, 512, 512, 10.0), 2_500),
+    )
 
 
 def main(settings: Settings | None = None, out: Path = OUT, say: Say = print) -> dict[str, Any]:
@@ -85,7 +103,11 @@ def main(settings: Settings | None = None, out: Path = OUT, say: Say = print) ->
     figures |= _end_to_end(settings, raw, say)
     figures |= _at_the_limit(settings, raw, say)
     figures |= _ratios(settings, say)
+    figures |= _flat_requests(settings, say)
     figures["simpy_timeouts_per_s"] = max(raw)
+    figures["simpy_timeouts_per_cpu_s"] = max(
+        simpy_timeouts_per_s(settings.timeouts, time.process_time) for _ in range(3)
+    )
     figures["simpy_timeouts_per_s_all"] = raw
     figures["bench_wall_s"] = time.perf_counter() - began
     figures["context"] = _context()
@@ -96,7 +118,7 @@ def main(settings: Settings | None = None, out: Path = OUT, say: Say = print) ->
     return figures
 
 
-def simpy_timeouts_per_s(count: int) -> float:
+def simpy_timeouts_per_s(count: int, clock: Callable[[], float] = time.perf_counter) -> float:
     """Timeouts per second of one raw SimPy process that does nothing but wait."""
     env = simpy.Environment()
 
@@ -105,9 +127,9 @@ def simpy_timeouts_per_s(count: int) -> float:
             yield env.timeout(1)
 
     env.process(tick())
-    began = time.perf_counter()
+    began = clock()
     env.run(until=count)
-    return count / (time.perf_counter() - began)
+    return count / (clock() - began)
 
 
 # -- the evening peak, through the command line -----------------------------------------------------------
@@ -242,6 +264,29 @@ def _steady(step_tokens: int, rate: float, measure_s: float) -> Resolved:
     return resolve(loads(text, "steady.yaml"))
 
 
+def _flat_requests(settings: Settings, say: Say) -> dict[str, Any]:
+    """CPU seconds that the loop takes for requests without search: the least of some repeats."""
+    policy = resolve(load(PEAK, [])).policy
+    figures: dict[str, Any] = {}
+    for case in settings.flat:
+        engine = replace(policy.settings, num_gpu_blocks=case.pages)
+        runs = [Served(case.flat, engine, policy.cost) for _ in range(settings.flat_repeats)]
+        best = min(run.loop_s for run in runs)
+        preemptions = runs[0].replica.batch.num_preemptions
+        say(f"flat requests, {case.name}: {best:.4f} s, {preemptions} preemptions")
+        figures[case.name] = {
+            "loop_s": best,
+            "goal_s": case.goal_s,
+            "requests": case.flat.count,
+            "tokens_in": case.flat.tokens_in,
+            "tokens_out": case.flat.tokens_out,
+            "rate_per_s": case.flat.rate,
+            "num_gpu_blocks": case.pages,
+            "num_preemptions": preemptions,
+        }
+    return {"flat_requests": figures}
+
+
 def _median_ratio(ours: Sequence[float], base: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, base, strict=True))
 
@@ -278,9 +323,10 @@ def _show(figures: dict[str, Any], say: Say) -> None:
         f"{figures['steady_regimes_per_branch_step']:.2f} with steps of constant length"
     )
     if figures["branch_steps_per_cpu_s"]:
+        alone = figures["branch_steps_per_cpu_s"] / figures["simpy_timeouts_per_cpu_s"]
         say(
             f"per CPU second           {figures['branch_steps_per_cpu_s']:>10,.0f} branch-steps end to end, "
-            "which other work on the machine disturbs less"
+            f"1/{_inverse(alone)} of raw SimPy on one core; other work on the machine disturbs this less"
         )
     say(
         f"twice the tokens a step  {tokens:>10.2f} x the wall time (480 -> 960, half the rate, "
@@ -290,6 +336,14 @@ def _show(figures: dict[str, Any], say: Say) -> None:
         f"twice the queries        {queries:>10.2f} x the wall time for {asked:.2f} x the branch-steps; "
         f"goal 2 +- .3: {_word(abs(queries - 2) <= 0.3)}"
     )
+    for name, case in figures["flat_requests"].items():
+        goal = case["goal_s"]
+        judged = f"; goal {goal} s: {_word(case['loop_s'] <= goal)}" if goal else ""
+        say(
+            f"flat requests            {case['loop_s']:>10.4f} s of loop for {case['requests']:,} of "
+            f"{case['tokens_in']:,} in, {case['tokens_out']:,} out, at {case['rate_per_s']:g}/s, "
+            f"{case['num_preemptions']:,} preemptions ({name}){judged}"
+        )
 
 
 def _word(passed: bool) -> str:

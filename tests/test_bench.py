@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from tests import bench
+from tests.flat import Flat
 
 TINY = bench.Settings(
     timeouts=2_000,
@@ -16,11 +17,13 @@ TINY = bench.Settings(
     limit_measure_s=10.0,
     steady_repeats=1,
     steady_measure_s=10.0,
+    flat_repeats=1,
+    flat=(bench.FlatCase("few", Flat(5, 20, 30, 1.0), 100, 10.0),),
 )
 KEYS = (
     "branch_steps_per_s", "simpy_timeouts_per_s", "double_tokens_wall_ratio",
     "double_queries_wall_ratio", "at_pool_limit_branch_steps_per_s", "regimes_per_branch_step",
-    "workers", "bench_wall_s",
+    "workers", "bench_wall_s", "simpy_timeouts_per_cpu_s",
 )  # fmt: skip
 
 
@@ -33,7 +36,8 @@ def test_the_bench_writes_every_figure_finite_and_positive(tmp_path: Path) -> No
     for key in KEYS:
         assert math.isfinite(figures[key]) and figures[key] > 0, key
     assert {"python", "simpy", "numpy", "cores"} <= set(figures["context"])
-    assert sum("goal" in line for line in said) == 4
+    assert sum("goal" in line for line in said) == 5
+    assert figures["flat_requests"]["few"]["loop_s"] > 0
     assert figures["steady_preemptions"] == 0
 
 
