@@ -188,6 +188,7 @@ def _admit_scored(
     available = tree.free + tree.cached - unpinned
     waiting = query.waiting
     nodes: list[KvNode] = []
+    known = batch._context_s
     tokens = pages = 0
     seconds = 0.0
     node = first
@@ -202,7 +203,10 @@ def _admit_scored(
         waiting.popleft()
         pages += own
         tokens += want + 1
-        seconds += batch.context_s(want + 1, context)
+        each = known.get(want + 1)
+        if each is None:
+            each = known[want + 1] = batch.cost.context_s(want + 1)
+        seconds += each * (context + (want + 1) / 2)
         node.state = FILLING
         node.fills = 1
         node.resident = want

@@ -46,10 +46,9 @@ class Batch(Ledger):
     def _regime(self, copy_s: float = 0.0, taken: int = 0) -> Stretch | None:
         """Plan a regime whose first tick takes `copy_s` more and has `taken` of its pages already."""
         b = self.decoders
-        if self._stale or self._marks:
+        end = self._finish[0][0] if b else 1 << 60
+        if self._stale or (self._marks and self._marks[0][0] < end):
             end = self._next_end()
-        else:
-            end = self._finish[0][0] if b else 1 << 60
         ticks = end - self.tick
         if self.fill is not None:
             return self._filling_regime(self.fill, ticks, copy_s, taken)
@@ -340,8 +339,11 @@ class Batch(Ledger):
             self.tick = tick = self.tick + ticks
             tree.tick = tick - 1
             self.held = tree.total - tree.free - tree.cached
-        if self._marks or (self._finish and self._finish[0][0] <= self.tick):
+        tick = self.tick
+        if self._finish and self._finish[0][0] <= tick:
             return self._finished()
+        if self._marks and self._marks[0][0] <= tick:
+            self._reach_marks()
         return []
 
     def _advance_fill(self, ticks: int) -> int:
@@ -431,71 +433,96 @@ class Batch(Ledger):
     def _finished(self) -> list[KvNode]:
         """Take out whoever has decoded its last token with this tick."""
         tick = self.tick
-        p = self.block_size
         heap = self._finish
         finished: list[KvNode] = []
-        left: dict[KvNode, Cohort] = {}  # where the order in which they leave counts
+        left: list[tuple[KvNode, Cohort]] = []  # where the order in which they leave counts
         while heap and heap[0][0] <= tick:
             _, number, cohort = heap[0]
             order = cohort.order
             ticks = tick - cohort.offset  # of a member that ends now
-            count = tails = pages = 0
-            while order:
-                node = order[-1]
-                if node.cohort is cohort:
-                    if node.ticks > ticks:
-                        break
-                    node.cohort = None
-                    node.state = DONE
-                    tails += node.tail
-                    own = node.want = node.resident = node.tail + ticks
-                    offset = node.offset
-                    if offset:
-                        node.pages = held = (offset + own - 1) // p
-                    else:
-                        node.pages = held = (own + p - 1) // p
-                    pages += held
-                    count += 1
-                    finished.append(node)
-                    if not self.tree.plain:
-                        left[node] = cohort
-                order.pop()
+            node = order.pop()
+            if node.cohort is cohort and node.ticks == ticks and order and order[-1].ticks > ticks:
+                ended = [node]
+            else:
+                order.append(node)
+                ended = self._ended(cohort, ticks)
             if order:
                 heapq.heapreplace(heap, (cohort.offset + order[-1].ticks, number, cohort))
             else:
                 heapq.heappop(heap)
-            if count:
-                query = cohort.query
-                ran = tick - cohort.joined
-                own = tails + count * (cohort.written + cohort.context)
-                query.reads += ran * own + count * (ran * (ran - 1) // 2)
-                self.read -= own + count * ran
-                query.flight -= count
-                query.pages += pages
-                if query.pages > query.peak_pages:
-                    query.peak_pages = query.pages
-                if not left:
+            if ended:
+                pages = self._complete(cohort, ended, ticks)
+                finished += ended
+                if self.tree.plain:
                     if pages:
+                        query = cohort.query
                         self.tree.cached += pages
                         query.scan = len(query.nodes)
                         if not query.reclaimable:
                             self.tree.reclaimable(query)
-                    self._thin(cohort, count)
+                    self._thin(cohort, len(ended))
+                else:
+                    left += [(node, cohort) for node in ended]
         if finished:
             if len(finished) > 1:
                 finished.sort(key=_number)
-            if left:
-                for node in finished:
-                    self.tree.unpinned(node)
-                    self._thin(left[node], 1)
+                left.sort(key=_number_of_first)
+            for node, cohort in left:
+                self.tree.unpinned(node)
+                self._thin(cohort, 1)
             self.branch_steps += len(finished)
             self.ready = True
+        if self._marks and self._marks[0][0] <= tick:
+            self._reach_marks()
+        return finished
+
+    @staticmethod
+    def _ended(cohort: Cohort, ticks: int) -> list[KvNode]:
+        """Take the members of `ticks` ticks, and those who have left, off the end of the order."""
+        order = cohort.order
+        ended: list[KvNode] = []
+        while order:
+            node = order[-1]
+            if node.cohort is cohort:
+                if node.ticks > ticks:
+                    break
+                ended.append(node)
+            order.pop()
+        return ended
+
+    def _complete(self, cohort: Cohort, ended: list[KvNode], ticks: int) -> int:
+        """Book the nodes of members that have decoded `ticks` tokens, all of theirs; return their pages."""
+        p = self.block_size
+        tails = pages = 0
+        for node in ended:
+            node.cohort = None
+            node.state = DONE
+            tail = node.tail
+            own = node.want = node.resident = tail + ticks
+            offset = node.offset
+            node.pages = held = (offset + own - 1) // p if offset else (own + p - 1) // p
+            tails += tail
+            pages += held
+        query = cohort.query
+        count = len(ended)
+        ran = self.tick - cohort.joined
+        read = tails + count * (cohort.written + cohort.context)
+        query.reads += ran * read + count * (ran * (ran - 1) // 2)
+        self.read -= read + count * ran
+        query.flight -= count
+        query.pages += pages
+        if query.pages > query.peak_pages:
+            query.peak_pages = query.pages
+        return pages
+
+    def _reach_marks(self) -> None:
+        """Note whose marked token came with this tick."""
+        tick = self.tick
         marks = self._marks
         while marks and marks[0][0] <= tick:
             node = heapq.heappop(marks)[2]
             if node.state == DECODING and node.mark_tick == tick:
                 self.marked.append(node)
-        return finished
 
     # -- what can be seen ---------------------------------------------------------------------------
 
@@ -548,3 +575,7 @@ class Batch(Ledger):
 
 
 _number = attrgetter("number")
+
+
+def _number_of_first(pair: tuple[KvNode, Cohort]) -> int:
+    return pair[0].number

@@ -434,7 +434,7 @@ class PageTree:
                 queue.forget(node)
             node.pages = 0
             node.dropped = True
-            node.parent = node.up = node.in_place_child = node.children = node.owner = None
+            node.in_place_child = node.children = node.owner = None
         self.cached -= pages
         self.free += pages
         query.pages = 0
@@ -442,14 +442,11 @@ class PageTree:
         query.stack = []
 
     def unlink(self, node: KvNode) -> None:
-        """Take `node` off its parent, so that another child may append in the parent's place."""
+        """Take a root or a prefix node off the prefix node above it."""
         parent = node.parent
         if parent is not None:
-            if parent.in_place_child is node:
-                parent.in_place_child = None
-            if parent.query.number < 0:
-                assert parent.children is not None
-                parent.children.remove(node)
+            assert parent.children is not None
+            parent.children.remove(node)
 
     def tidy_prefixes(self, node: KvNode | None) -> None:
         """Forget prefix nodes from `node` upwards that hold nothing and lead nowhere."""

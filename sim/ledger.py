@@ -194,6 +194,9 @@ class Ledger:
         if node is query.root:
             self._drop_query(query)
             return
+        parent = node.parent
+        if parent is not None and parent.in_place_child is node:
+            parent.in_place_child = None  # another child may append in its place
         if node.children is None:
             if node.state:
                 self._abandon(node)
@@ -205,7 +208,6 @@ class Ledger:
                     self._abandon(child)
             for child in doomed:
                 tree.forget(child)
-        tree.unlink(node)
 
     def _drop_query(self, query: Query) -> None:
         root = query.root

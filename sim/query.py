@@ -119,10 +119,8 @@ class Thinking:
 
     def finished(self, branch: KvNode) -> None:
         """Hand the end of a branch to the session and what follows to the replicas."""
-        if self.spent is not None:
-            return
-        work: Work = branch.owner
-        if not work.open:
+        work: Work | None = branch.owner
+        if work is None or not work.open:  # its search is over, or gave it up
             return
         pending = work.pending
         if branch.ticks:

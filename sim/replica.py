@@ -25,7 +25,7 @@ class Replica:
 
     __slots__ = (
         "batch", "env", "pool", "index", "searches", "running_s", "pages_s", "pages_max", "_stretch",
-        "_began", "_ends", "_timeout", "_pending", "_acting", "_lag",
+        "_began", "_ends", "_seconds", "_timeout", "_pending", "_acting", "_lag",
     )  # fmt: skip
 
     def __init__(
@@ -46,6 +46,7 @@ class Replica:
         self._stretch: Stretch | None = None
         self._began = 0.0
         self._ends = 0  # ticks after which the stretch will be ended
+        self._seconds = 0.0  # that these take
         self._timeout: simpy.Event | None = (
             None  # that ends it; one that was overtaken does nothing
         )
@@ -89,7 +90,7 @@ class Replica:
         ticks = lag + (stretch.ticks_until(now - self._began) if self._ends > 1 else 1)
         self._pending.append((batch.tick + ticks, action, arguments))
         if ticks < self._ends:
-            self._schedule(ticks, max(now, self._began + stretch.seconds(ticks)))
+            self._schedule(ticks, stretch.seconds(ticks))
 
     def drop(self, nodes: Iterable[KvNode]) -> None:
         """Forget subtrees: as `do` does, but without ending a stretch of which it changes nothing."""
@@ -127,10 +128,12 @@ class Replica:
         if self._stretch is None:
             self._go()
 
-    def _schedule(self, ticks: int, until: float) -> None:
+    def _schedule(self, ticks: int, seconds: float) -> None:
+        """Let the stretch end after `ticks` ticks, which take `seconds`."""
         self._ends = ticks
-        env = self.env
-        timeout = self._timeout = env.timeout(until - env.now)
+        self._seconds = seconds
+        delay = self._began + seconds - self.env.now
+        timeout = self._timeout = self.env.timeout(delay if delay > 0.0 else 0.0)
         timeout.callbacks.append(self._wake)
 
     def _due(self, tick: int) -> None:
@@ -156,11 +159,11 @@ class Replica:
             for query in batch.activated:
                 query.owner.scheduled(self)
         if stretch is not None:
-            self._began = now = self.env.now
+            self._began = self.env.now
             ticks = stretch.ticks
             if self._pending:
                 ticks = min(ticks, min(due for due, _, _ in self._pending) - batch.tick)
-            self._schedule(ticks, now + stretch.seconds(ticks))
+            self._schedule(ticks, stretch.seconds(ticks))
 
     def _wake(self, timeout: simpy.Event) -> None:
         stretch = self._stretch
@@ -170,7 +173,7 @@ class Replica:
         ticks = self._ends
         tree = batch.tree
         before = tree.total - tree.free - tree.cached
-        seconds = stretch.seconds(ticks)
+        seconds = self._seconds
         self.running_s += seconds * batch.decoders
         finished = batch.advance(ticks, seconds)
         self._stretch = None

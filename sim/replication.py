@@ -125,8 +125,10 @@ def _replicate(
             env.run(until=max(end, 1e-9) * step / _SLICES)
             if progress is not None:
                 progress(0.9 * step / _SLICES)
+        thinking_still = [query for query in thinking if query is not None]
         for step in range(1, _SLICES + 1):
-            if all(query is None or query.finish_s == query.finish_s for query in thinking):
+            thinking_still = [q for q in thinking_still if q.spent is None]
+            if not thinking_still:
                 break
             env.run(until=end + max(end * _DRAIN, 60.0) * step / _SLICES)
             if progress is not None:
