@@ -707,6 +707,40 @@ def science(
         stdout().print(table(rows))
 
 
+@command
+def frontier(
+    target: Annotated[
+        str, typer.Argument(help="A loss such as 2.0, or 70B: as good as a model of that size.")
+    ],
+    queries: Annotated[float, typer.Option(metavar="N", help="Queries in the model's life.")] = 1e9,
+    tokens: Annotated[
+        float, typer.Option(metavar="N", help="Generated tokens of a plain answer.")
+    ] = 500.0,
+    verification: Annotated[
+        str, typer.Option(metavar="KIND", help="any, or cheap verification.")
+    ] = "any",
+    device: Annotated[
+        str, typer.Option("--device", "-d", metavar="NAME", help="The device that is paid.")
+    ] = "h200-sxm-141gb",
+    as_json: Json = False,
+) -> None:
+    """Train more or think longer: the cheapest way to a quality for a volume of queries.
+
+    \b
+    Example: treeline frontier 70B --queries 1e6
+             treeline frontier 2.0 --queries 1e12 --verification "cheap verification"
+    """
+    from dashboards.commands.frontier import frontier_of, picture, quality
+    from dashboards.terminal import as_json as to_json
+    from dashboards.terminal import stdout
+
+    found = frontier_of(quality(target), queries, tokens, verification, device)
+    if as_json:
+        typer.echo(to_json(found))
+    else:
+        stdout().print(picture(found))
+
+
 @functools.partial(command, group=fit_app, name="questions")
 def fit_questions(
     data: Annotated[str, typer.Argument(help="A CSV or JSON Lines file, a row for every sample.")],

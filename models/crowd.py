@@ -65,7 +65,7 @@ class Crowd:
     """Questions with these keys, all of `steps` steps; made by `crowds`."""
 
     __slots__ = (
-        "_class_keys", "_left", "_lengths", "_limits", "_model", "_ramble", "_shared", "_survive", "_table",
+        "_class_keys", "_left", "_lengths", "_limits", "_model", "_ramble", "_shared", "survival", "_table",
         "_verifier", "difficulty", "keys", "steps",
     )  # fmt: skip
 
@@ -83,7 +83,7 @@ class Crowd:
         self._verifier = verifier
         self._lengths = lengths
         self._table = None if lengths is not None else np.array(model.step_tokens, dtype=np.int64)
-        self.difficulty, self._survive = _survival(model, keys, steps)
+        self.difficulty, self.survival = _survival(model, keys, steps)
         rates = self.difficulty.tolist()
         own = self._table is not None
         self._ramble = np.array([w.ramble(model, r) * own for r in rates], dtype=np.uint64)
@@ -123,10 +123,10 @@ class Crowd:
             back = dead & ~lost & (uniform_array(key, w.RECOVER) < model.recovery)
             wrong[back], shift[back], extra[back] = w.RIGHT, 0.0, 0
         if k < self.steps:
-            lives = self._survive[:, k][row]
+            lives = self.survival[:, k][row]
             if model.diversity and k and n > 1:
                 further = np.tile(np.arange(n) > 0, old)
-                odds = (self._survive[:, k] / w.HALF) ** (1.0 - model.diversity) * w.HALF
+                odds = (self.survival[:, k] / w.HALF) ** (1.0 - model.diversity) * w.HALF
                 lives = np.where(further, odds.astype(np.uint64)[row], lives)
             dies = ~dead & (luck >= lives)
             if dies.any():
@@ -250,9 +250,14 @@ class Crowd:
             draws = np.log(uniform_array(keys, w.EXTRA)) / math.log(mean / (1.0 + mean))
             extra = np.minimum(draws.astype(np.int64), w.MOST)
         if verifier is not None:
-            blind = uniform_array(keys, w.BLIND) < verifier.blind_share
-            error = verifier.class_sigma * ndtri(uniform_array(keys, w.ERROR))
-            error = error + np.where(blind, verifier.blind_boost, 0.0)
+            error, blind = ndtri(uniform_array(keys, w.ERROR)), uniform_array(keys, w.BLIND)
+            if verifier.common < 1.0:
+                own, c = w.OWN + verifier.version, verifier.common
+                error = math.sqrt(c) * error + math.sqrt(1.0 - c) * ndtri(uniform_array(keys, own))
+                apart = uniform_array(keys, w.COMMON) >= c
+                blind = np.where(apart, uniform_array(keys, own + w.OWN), blind)
+            error = verifier.class_sigma * error
+            error = error + np.where(blind < verifier.blind_share, verifier.blind_boost, 0.0)
         return error, extra
 
     def _totals(self, row: Ints, key: Keys, wrong: Ints) -> Ints:

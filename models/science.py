@@ -51,9 +51,11 @@ Experiment = Callable[[float], list[Row]]
 
 def experiments() -> Mapping[str, Experiment]:
     """Every experiment by name, in the order in which a page shows them."""
-    from models import science_search, science_tables
+    from models import science_search, science_tables, science_verifiers
 
-    return MappingProxyType(science_tables.EXPERIMENTS | science_search.EXPERIMENTS)
+    return MappingProxyType(
+        science_tables.EXPERIMENTS | science_search.EXPERIMENTS | science_verifiers.EXPERIMENTS
+    )
 
 
 def run(

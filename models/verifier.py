@@ -37,6 +37,7 @@ class VerifierModel:
     blind_share: float = 0.03  # share of wrong answers that are blind spots
     blind_boost: float = 3.0  # what a blind spot adds
     gains: tuple[float, ...] | None = None  # m_k / strength for k = 1, 2, ..., instead of `early`
+    common: float = 1.0  # how much of class errors and blind spots other versions have alike
     version: int = 0  # verifiers of one version share their step errors, node by node
 
     def __post_init__(self) -> None:
@@ -46,8 +47,9 @@ class VerifierModel:
         for name in ("class_sigma", "step_sigma", "noise_early", "question_sigma"):
             if getattr(self, name) < 0:
                 raise ValueError(f'"{name}" of verifier {self.name!r} must be >= 0.')
-        if not 0 <= self.blind_share <= 1:
-            raise ValueError(f'"blind_share" of verifier {self.name!r} must lie in [0, 1].')
+        for name in ("blind_share", "common"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f'"{name}" of verifier {self.name!r} must lie in [0, 1].')
         if not -1 < self.rho < 1:
             raise ValueError(f'"rho" of verifier {self.name!r} must lie inside (-1, 1).')
         if not (isinstance(self.version, int) and 0 <= self.version < 2**16):

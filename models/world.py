@@ -30,7 +30,8 @@ from models.verifier import VerifierModel
 
 DIFFICULTY, STEPS, WEIGHT, BOTTLENECK, STICK, CLASS, LABEL, ERROR, BLIND, EXTRA = range(1, 11)
 WRONG, RECOVER = 17, 18
-LENGTH, SHARE, RESUME, REVISE, AFRESH, CONCLUDE = range(21, 27)
+LENGTH, SHARE, RESUME, REVISE, AFRESH, CONCLUDE, COMMON = range(21, 28)
+OWN: Final = 1 << 18  # plus the verifier's version: what its versions do not have alike
 NOISE: Final = 1 << 16  # plus the verifier's version
 HALF: Final = 1 << 32  # a step's key holds three draws: 32 bits of survival above,
 ERROR_SHIFT: Final = 12  # 20 bits of step error in the middle,
@@ -383,9 +384,15 @@ class World:
         if not wrong:
             return shared
         key = self._class_key(wrong)
-        blind = uniform(key, BLIND) < verifier.blind_share
-        boost = verifier.blind_boost if blind else 0.0
-        return shared + (verifier.class_sigma * normal(key, ERROR) + boost)
+        error, blind = normal(key, ERROR), uniform(key, BLIND)
+        if verifier.common < 1.0:
+            own = OWN + verifier.version
+            error *= math.sqrt(verifier.common)
+            error += math.sqrt(1.0 - verifier.common) * normal(key, own)
+            if uniform(key, COMMON) >= verifier.common:
+                blind = uniform(key, own + OWN)
+        boost = verifier.blind_boost if blind < verifier.blind_share else 0.0
+        return shared + (verifier.class_sigma * error + boost)
 
     def _wrong_answer(self, u: float) -> int:
         """Draw wrong answer 1, 2, ... by breaking the stick as far as `u` needs."""

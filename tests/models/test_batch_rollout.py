@@ -86,7 +86,9 @@ def test_a_plan_in_columns_finds_what_its_generator_finds_on_every_question(
 
 def test_a_verifier_of_another_version_and_other_lengths_are_drawn_alike() -> None:
     model, keys = question_model("game-24"), root_keys(3, 0, 1, 40)
-    verifier = verifier_model({"preset": "value-prompt", "version": 3})
+    verifier = verifier_model(
+        {"preset": "value-prompt", "version": 3, "common": 0.4, "blind_share": 0.3}
+    )
     lengths = quantile({"kind": "lognormal", "median": 90, "sigma": 0.4})
     found = samples(model, verifier, keys, 4, lengths)
     for row, key in enumerate(keys):
