@@ -5,7 +5,6 @@ Where nothing was published to the digit, a row is a direction that was (at leas
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Final
 
@@ -31,7 +30,7 @@ from models.hacking import alarm, curve, early_stop, fit_curve, retrained, soft_
 from models.keyed import Keys, root_keys
 from models.meta_calibration import fit_meta
 from models.question import question_model
-from models.scaling import fit_power_law, frontier, to_match
+from models.scaling import fit_power_law, frontier
 from models.science import Experiment, Row, mean, size
 from models.science_search import BANDS, SNELL, asked, beam_of, played
 from models.science_tables import SEED
@@ -299,10 +298,6 @@ def exchange(scale: float) -> list[Row]:
     rows.append(
         Row("exchange", claim, rare.thinking / often.thinking, "at_least", 2.0, source=source)
     )
-    equal = to_match(14.0, 1e12, 1e12)
-    rows.append(Row("exchange", "inference that equals a model 14 times larger, D_pre = D_inf", equal, "within",
-                    14 + 3 * 13, 1e-9, source=SNELL))  # fmt: skip
-    assert math.isfinite(equal)
     return rows
 
 

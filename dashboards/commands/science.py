@@ -59,7 +59,12 @@ def _figures(row: Row) -> tuple[str, str, str, str]:
     target = "" if row.rule == "shown" else f"{BOUND[row.rule]}{row.target:.3f}"
     if row.rule == "within":
         target += f" ± {row.tolerance:.3f}"
-    return target, f"{row.ours:.3f}", "" if math.isnan(row.se) else f"{row.se:.3f}", f"{row.n:,}"
+    return (
+        target,
+        f"{row.ours:.3f}",
+        "" if math.isnan(row.se) else f"{row.se:.3f}",
+        f"{row.n:,}" if row.n else "",
+    )
 
 
 def _counted(rows: Sequence[Row]) -> dict[str, int]:

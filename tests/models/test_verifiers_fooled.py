@@ -23,6 +23,7 @@ from models.ensemble import (
     trained,
 )
 from models.hacking import (
+    Curve,
     alarm,
     curve,
     early_stop,
