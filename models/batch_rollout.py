@@ -22,7 +22,8 @@ from models.keyed import Keys
 from models.lengths import Quantile
 from models.rollout import rollout
 from models.search import UNOBSERVED
-from models.session import RESERVE_DIVISOR
+from models.search_parts import steps
+from models.session import RESERVE_DIVISOR, World
 from models.tree import Tree
 from models.verifier import VerifierModel
 from models.world import LOST, RIGHT, QuestionModel
@@ -129,12 +130,18 @@ def batch_rollout(
         end = rollout(search, world, chosen.max_tokens, chosen.max_expansions)
         row = (
             end.answer is not None, -1 if end.answer is None else end.answer, end.correct,
-            any(world.is_correct(leaf.answer) for leaf in end.tree.leaves), end.signal, end.tokens,
+            _covered(world, end.tree), end.signal, end.tokens,
             end.makespan_tokens, end.expansions, end.scores, end.trajectories, world.difficulty,
         )  # fmt: skip
         for field, value in zip(fields(Outcomes), row, strict=True):
             getattr(found, field.name)[place] = value
     return found
+
+
+def _covered(world: World, tree: Tree) -> bool:
+    """Whether a trajectory, or a try that was revised later, was right."""
+    ends = (node for leaf in tree.leaves for node in steps(leaf) if node.done)
+    return any(world.is_correct(node.answer) for node in ends)
 
 
 def _empty(n: int) -> Outcomes:

@@ -287,7 +287,7 @@ ALGORITHMS: Final[Mapping[str, Algorithm]] = MappingProxyType(
                     "max_children": _whole(6, 4_096, "a node is widened no more from this many on"),
                     "confidence": _share(0.8, "score of a child that makes widening unnecessary"),
                     "margin": _share(0.5, "a path that scores this much below the best is pruned"),
-                    "stop": _share(0.99, "score of a finished trajectory that ends the search"),
+                    "stop": _share(0.99, "a path that scores this much is finished alone"),
                     "max_steps": _MAX_STEPS,
                 }
             ),

@@ -30,7 +30,7 @@ def tree_search(
 
     Each node on a path gets `expand` children; as long as the best of them scores below `confidence`
     it gets as many again, up to `max_children`. A path is pruned when it scores more than `margin`
-    below the best. Ends when all paths are finished, or a finished one scores `stop` or more.
+    below the best. One that scores `stop` or more ends the search: it alone is finished.
     """
     root = tree.root
     live = [root]
@@ -55,9 +55,17 @@ def tree_search(
             kept = [node for node in pool if score(node) >= floor]
             finished = [node for node in kept if node.done]
             live = [node for node in kept if not node.done]
+            sure = bool(live) and score(live[0]) >= stop
+            live = live[:1] if sure else live
             drop = drop_all_but(live, fresh)
             fresh = []
             if not live or any(score(node) >= stop for node in answered(finished)):
+                break
+            if sure:
+                fresh += (yield [*drop, Expand(tuple(live), 1, "answer")]).nodes
+                yield [Score(tuple(fresh))]
+                finished += [node for node in fresh if node.done]
+                live = [node for node in fresh if not node.done]
                 break
     except Cut as cut:
         grace = cut.grace

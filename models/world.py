@@ -87,8 +87,8 @@ class QuestionModel:
     )  # hidden thinking as a share of the output; None: all is visible
     share_correlation: float  # of the share with the length (normal scores)
     max_output: int | None  # no trajectory of the preset is longer; what lost its thread is as long
-    revise_keep: float = 0.62  # chance that a revision of a right answer is right
-    revise_stuck: float = 0.5  # chance that a revision repeats a wrong answer; else it tries afresh
+    revise_keep: float = 0.35  # chance that a revision repeats a right answer; else it tries afresh
+    revise_stuck: float = 0.1  # chance that a revision repeats a wrong answer; else it tries afresh
     revise_length: float = 1.0  # tokens of a revision as a share of a first try's
 
     def world(
@@ -262,19 +262,19 @@ class World:
         return RIGHT if luck < lives else self._wrong_answer(uniform(key, WRONG))
 
     def _revised(self, parent: Node, ordinal: int, cap: int) -> Node:
-        """Another try after `parent`: it keeps what is right, repeats what is wrong, or starts afresh."""
+        """Another try after `parent`: it repeats the answer that it sees, or starts afresh."""
         model = self.model
         key = child_key(parent.key ^ REVISE, ordinal)
         wrong, luck = parent.hidden[1], uniform(key, REVISE)
-        if luck < (model.revise_stuck if wrong else model.revise_keep):
+        if wrong != LOST and luck < (model.revise_stuck if wrong else model.revise_keep):
             fate = wrong
-        elif wrong and uniform(key, AFRESH) < self.difficulty:
+        elif uniform(key, AFRESH) < self.difficulty:
             fate = RIGHT
         else:
             fate = self._wrong_answer(uniform(key, WRONG))
         if self._table is not None:
-            more = 0 if fate == LOST else self._extra(fate)
-            bits = (mix(key + k * GOLDEN) for k in range(self._steps + more))
+            number = self._steps + self._extra(fate)
+            bits = (mix(key + k * GOLDEN) for k in range(number))
             length = sum(self._table[b & (TABLE - 1)] for b in bits)
         else:
             length = self._total(key, fate)
@@ -296,12 +296,11 @@ class World:
         so_far = parent.path_tokens - self.root.tokens
         come = so_far / (so_far + left) if self._steps == 1 and so_far else k / self._steps
         rest = self._survive[k + (pending is not None) :]  # what it has to get right unthought
-        found = uniform(key, CONCLUDE) < come * math.prod(s / HALF for s in rest)
-        fate = (
-            RIGHT
-            if found and not next_wrong
-            else (next_wrong or self._wrong_answer(uniform(key, WRONG)))
-        )
+        chance = 0.0 if next_wrong else come * math.prod(s / HALF for s in rest)
+        found = uniform(key, CONCLUDE) < chance
+        fate = RIGHT if found else next_wrong
+        if (not found and fate == RIGHT) or fate == LOST:
+            fate = self._wrong_answer(uniform(key, WRONG))
         share = self.model.reasoning_share
         length = CONCLUSION if share is None else self._shown(key, so_far + left, share)
         return self._ended(parent, ordinal, key, length, length, fate, cap)

@@ -43,8 +43,7 @@ class Plain:
     def answer(self, path: Path) -> int | None:
         return self.node(path).answer
 
-    def chain(self, ordinal: int) -> Path:
-        path: Path = (ordinal,)
+    def chain(self, path: Path) -> Path:
         while not self.done(path):
             path = (*path, 0)
         return path
@@ -94,7 +93,7 @@ def test_best_of_n_ranks_a_trajectory_by_the_scores_of_all_its_steps(
     def value(path: Path) -> float:
         return reduce[how]([plain.score(path[: k + 1]) for k in range(len(path))][::1])
 
-    ends = [plain.chain(ordinal) for ordinal in range(n)]
+    ends = [plain.chain((ordinal,)) for ordinal in range(n)]
     ends = [path for path in ends if plain.answer(path) is not None]
     got = play("best_of_n", key, 5, n=n, aggregate=how)
     if not ends:
@@ -246,6 +245,9 @@ def test_tree_search_widens_the_unconvinced_prunes_by_margin_and_stops_when_sure
         ends = [path for path in kept if plain.done(path)]
         live = [path for path in kept if not plain.done(path)]
         if any(plain.score(p) >= stop and plain.answer(p) is not None for p in ends):
+            break
+        if live and plain.score(live[0]) >= stop:
+            ends.append(plain.chain((*live[0], 0)))
             break
     got = play(
         "tree_search", key, 5, width=width, expand=expand, max_children=max_children,
