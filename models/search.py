@@ -287,7 +287,7 @@ ALGORITHMS: Final[Mapping[str, Algorithm]] = MappingProxyType(
                     "max_children": _whole(6, 4_096, "a node is widened no more from this many on"),
                     "confidence": _share(0.8, "score of a child that makes widening unnecessary"),
                     "margin": _share(0.5, "a path that scores this much below the best is pruned"),
-                    "stop": _share(0.99, "a path that scores this much is finished alone"),
+                    "stop": _share(1.0, "a path that scores this much is finished alone"),
                     "max_steps": _MAX_STEPS,
                 }
             ),
@@ -302,8 +302,8 @@ ALGORITHMS: Final[Mapping[str, Algorithm]] = MappingProxyType(
             mcts,
             MappingProxyType(
                 {
-                    "simulations": _whole(32, 65_536, "expansions, or revisits of an end"),
-                    "expand": _whole(4, 4_096, "children grown from a leaf"),
+                    "simulations": _whole(64, 65_536, "expansions, or revisits of an end"),
+                    "expand": _whole(2, 4_096, "children grown from a leaf"),
                     "exploration": Parameter(
                         1.0, "weight of the PUCT bonus against the mean value", 0.0, 1_000.0
                     ),

@@ -30,7 +30,11 @@ Tell = Callable[[float, str], object]
 NOT_TRAINED: Final = frozenset({"max_steps", "inject", "aggregate"})
 """Guards and texts, and what is no number."""
 STREAMS: Final = {"train": 11, "test": 12}  # of random questions, apart from those that runs meet
-FINALISTS: Final = 6
+EXPLORED, PARENTS, FINALISTS = (
+    0.4,
+    4,
+    8,
+)  # share of candidates drawn anywhere; whose neighbours follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,7 @@ def train(
     *,
     given: Mapping[str, Any] | None = None,
     only: Iterable[str] | None = None,
-    candidates: int = 48,
+    candidates: int = 80,
     questions: int = 1500,
     held_out: int = 2000,
     tell: Tell | None = None,
@@ -115,12 +119,13 @@ def train(
     rng = np.random.default_rng(np.random.SeedSequence(bench.seed, spawn_key=(STREAMS["train"],)))
     few = max(1, questions // 5)
     limit = float(price.cost(algorithm, bench.play(default, few, "train")).mean())
-    pool: dict[tuple[Any, ...], tuple[Plan, float, float]] = {}
+    pool: dict[tuple[Any, ...], tuple[Plan, float, float]] = {}  # (plan, accuracy, cost) by values
     for number in range(candidates):
         share = number / candidates
         around = None
-        if share >= 0.6 and (best := _affordable(pool.values(), limit)):
-            around = best[number % min(4, len(best))][0]
+        if share >= EXPLORED:
+            best = sorted(pool.values(), key=lambda t: _too_dear(t[2], limit) - t[1])
+            around = best[number % min(PARENTS, len(best))][0]
         params = _draw(rng, space, default, around)
         key = tuple(params.values())
         if key in pool:
@@ -192,6 +197,11 @@ def trained_parameters(algorithm: str, only: Iterable[str] | None = None) -> dic
     return found
 
 
+def _too_dear(cost: float, limit: float) -> float:
+    """How much accuracy a candidate must make up for its cost: twenty points for twice the limit."""
+    return 0.2 * max(0.0, cost / limit - 1.0)
+
+
 def _affordable(
     tried: Iterable[tuple[Plan, float, float]], limit: float
 ) -> list[tuple[Plan, float, float]]:
@@ -202,16 +212,17 @@ def _affordable(
 def _draw(
     rng: np.random.Generator, space: Mapping[str, Parameter], default: Plan, around: Plan | None
 ) -> dict[str, Any]:
-    """Parameters at random: anywhere, or near `around`."""
-    params = dict(default.params)
-    for name, parameter in space.items():
-        centre = (default if around is None else around).params[name]
-        wide = 1.0 if around is None else 0.3
+    """Parameters at random, near `around` or anywhere; half of them stay as they are there."""
+    params = dict((default if around is None else around).params)
+    moved = [name for name in space if rng.uniform() < 0.5] or [rng.choice(list(space))]
+    for name, parameter in ((name, space[name]) for name in moved):
+        centre = params[name]
+        wide = 1.0 if around is None else 0.4
         if isinstance(parameter.default, float) and parameter.high <= 1.0:
             value = rng.uniform() if around is None else centre + rng.normal(0.0, 0.1)
             params[name] = round(min(max(value, parameter.low), parameter.high), 3)
             continue
-        value = max(centre, 0.5) * math.exp(rng.uniform(-wide, wide) * math.log(4))
+        value = max(centre, 0.5) * math.exp(rng.uniform(-wide, wide) * math.log(3))
         value = min(max(value, parameter.low), parameter.high)
         params[name] = (
             float(f"{value:.3g}") if isinstance(parameter.default, float) else round(value)
