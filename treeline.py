@@ -769,6 +769,92 @@ def fit_questions(
         stdout().print(tables(fits, skipped))
 
 
+@functools.partial(command, group=fit_app, name="search")
+def fit_search(
+    algorithm: Annotated[str, typer.Argument(help="A search of `treeline catalog algorithms`.")],
+    questions: Annotated[
+        str, typer.Option("--questions", "-q", metavar="PRESET", help="A preset of questions.")
+    ] = "math-500",
+    verifier: Annotated[
+        str | None, typer.Option(metavar="PRESET", help="Else the one that fits the questions.")
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", metavar="NAME=VALUE", help="Start from this; repeatable."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="NAME", help="Train this parameter; repeatable."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Model that thinks, for its price.")] = "qwen2.5-7b",
+    judge: Annotated[
+        str, typer.Option(help="Model that judges, for its price.")
+    ] = "qwen2.5-math-prm-7b",
+    device: Annotated[str, typer.Option(help="Device of both.")] = "h200-sxm-141gb",
+    count: Annotated[int, typer.Option(min=100, help="Questions to train on.")] = 1500,
+    candidates: Annotated[int, typer.Option(min=5, help="Parameter settings to try.")] = 80,
+    seed: Annotated[int, typer.Option(min=0, help="Other questions of the same kind.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train the parameters of a search: more right answers for no more GPU-seconds, held out.
+
+    \b
+    Example: treeline fit search adaptive_vote
+             treeline fit search tree_search --questions game-24 --only confidence --only margin
+    """
+    from dashboards.commands import fit_search as fit
+    from dashboards.terminal import as_json as to_json
+    from dashboards.terminal import progress, stdout
+    from scenarios.errors import UserError
+
+    given = dict(item.partition("=")[::2] for item in param or ())
+    if not all(given.values()):
+        raise UserError("--param takes NAME=VALUE, for example --param n=32")
+    price = fit.priced(model, judge, device)
+    with progress(algorithm, quiet=quiet, doing="training") as tell:
+        found = fit.fit_search(
+            algorithm, questions, given, only=only or None, verifier=verifier, price=price,
+            questions=count, candidates=candidates, seed=seed, tell=tell,
+        )  # fmt: skip
+    if as_json:
+        typer.echo(to_json(fit.document(found, questions)))
+    else:
+        stdout().print(fit.text(found, questions))
+
+
+@command
+def searches(
+    questions: Annotated[
+        str, typer.Argument(metavar="PRESET", help="A preset of questions.")
+    ] = "math-500",
+    n: Annotated[int, typer.Option("-n", min=1, max=1024, help="Size of each search.")] = 16,
+    verifier: Annotated[
+        str | None, typer.Option(metavar="PRESET", help="Else the one that fits the questions.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=10, help="Questions.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Other questions of the same kind.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare every search on the same questions: accuracy, tokens, tokens on the critical path.
+
+    \b
+    Example: treeline searches math-500 -n 16
+    """
+    from dashboards.commands import searches as them
+    from dashboards.terminal import as_json as to_json
+    from dashboards.terminal import progress, stdout
+
+    where = them.bench(questions, verifier, seed)
+    with progress(questions, quiet=quiet, doing="searching") as tell:
+        rows = them.compare(where, n, count, tell)
+    if as_json:
+        typer.echo(to_json(them.document(where, rows, count)))
+    else:
+        stdout().print(them.table(where, rows, count))
+
+
 def _load(file: str, overrides: Any) -> Loaded:
     """Load a scenario; one that ships with Treeline is found from any folder."""
     from scenarios.loader import load
