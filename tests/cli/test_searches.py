@@ -55,13 +55,29 @@ def test_what_cannot_be_is_refused_with_the_way_out(words: tuple[str, ...], mess
     assert message.lower() in err.lower()
 
 
-def test_training_prints_lines_to_paste_and_the_same_numbers_as_json() -> None:
-    words = ("fit", "search", "adaptive_consistency", "--count", "100", "--candidates", "6", "--quiet")
+def test_training_prints_lines_to_paste() -> None:
+    words = (
+        "fit",
+        "search",
+        "adaptive_consistency",
+        "--count",
+        "100",
+        "--candidates",
+        "6",
+        "--quiet",
+    )
     code, out, _ = call(*words)
     assert code == 0
     assert "search: {algorithm: adaptive_consistency" in out
     assert "held-out questions" in out
-    code, out, _ = call(*words, "--json")
+
+
+@pytest.mark.slow
+def test_what_training_found_is_one_json_document() -> None:
+    words = ("fit", "search", "rebase", "--only", "temperature", "--count", "100", "--param", "n=4")
+    code, out, _ = call(*words, "--candidates", "6", "--json")
+    assert code == 0
     found = json.loads(out)
-    assert found["plan"]["algorithm"] == "adaptive_consistency"
+    assert found["plan"]["algorithm"] == "rebase"
+    assert found["plan"]["n"] == found["default"]["n"] == 4
     assert found["gain"]["low"] <= found["gain"]["value"] <= found["gain"]["high"]

@@ -31,15 +31,14 @@ def test_a_trained_stopping_rule_is_right_more_often_for_no_more_gpu_seconds(
     assert found.plan != found.default
 
 
-def test_training_restores_parameters_that_were_spoilt() -> None:
-    spoilt = {"certainty": 0.999, "window": 12, "n": 12}
+@pytest.mark.slow
+def test_trained_widening_and_pruning_are_right_more_often_for_no_more_gpu_seconds() -> None:
     found = train(
-        bench("math-500"), "adaptive_consistency", PRICE, given=spoilt, candidates=30,
-        questions=500, held_out=1000,
+        bench("math-500"), "tree_search", PRICE, given={"width": 8}, candidates=60, questions=1000,
+        held_out=3000,
     )  # fmt: skip
-    assert found.cost_ratio.value < 1.02
-    assert found.gain.value > -0.01
-    assert found.gain.value > 0.005 or found.cost_ratio.high < 1
+    assert found.gain.low > 0
+    assert found.cost_ratio.low <= 1
 
 
 def test_training_is_the_same_every_time_and_tries_only_what_it_is_told() -> None:
