@@ -1,7 +1,7 @@
 # One word each: run, test, lint, dash, bench, kernels, gpu. Needs make (3.81 or later), pip (22.3 or later) and a Python 3.11 to 3.13.
 # Everything goes into .venv; nothing is installed again until pyproject.toml or constraints.txt change, so a second run works offline.
 .DEFAULT_GOAL := help
-.PHONY: help run test slow screenshots lint dash bench kernels gpu gpu-dry readme clean FORCE
+.PHONY: help run test slow screenshots lint dash bench kernels gpu gpu-dry replay-cpu readme clean FORCE
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -22,7 +22,8 @@ help:
 	@echo "make dash    open the page on the runs in runs/ (needs a browser)"
 	@echo "make bench   how fast the simulator is, beside raw SimPy on the same machine"
 	@echo "make kernels compile the CUDA kernels without a GPU (CuPy and NVRTC: 160 MB, once)"
-	@echo "make gpu     what needs an NVIDIA GPU: tests, profile, kernel benchmark (gpu-tests, gpu-profile, gpu-bench)"
+	@echo "make gpu     what needs an NVIDIA GPU: tests, profile, kernel benchmark (gpu-tests, gpu-profile, gpu-bench),"
+	@echo "             the replay and Countdown (gpu-replay, gpu-countdown)"
 	@echo "make gpu-dry the same host code where there is none"
 	@echo "make readme  put the report of \`make run\`, and the tree, into README.md"
 	@echo "make screenshots  take the pictures of the page in docs/pictures (needs a Chromium)"
@@ -57,10 +58,10 @@ kernels: $(STAMPS)/kernels
 	  $(PY) -m pytest -n 2 tests/hw/test_kernels_compile.py
 
 # What needs an NVIDIA GPU, in parts of under ten minutes each; it runs from a checkout with python3 that has torch, CuPy,
-# NumPy, SciPy, scikit-learn, PyYAML, pyarrow, rich and pytest. Results are files under $(GPU_OUT).
+# NumPy, SciPy, scikit-learn, PyYAML, pyarrow, rich and pytest (the replay also SimPy). Results are files under $(GPU_OUT).
 GPU_OUT := build/gpu
 GPU_PY := PYTHONPATH=. $(or $(PYTHON),python3)
-GPU_PARTS := tests profile bench
+GPU_PARTS := tests profile bench replay countdown
 GPU_MINUTES := timeout -s INT 585
 define need_gpu
 if ! { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; }; then \
@@ -86,6 +87,16 @@ gpu-profile:
 gpu-bench:
 	@$(need_gpu); $(GPU_MINUTES) $(GPU_PY) -m hw.contest --device cuda --out $(GPU_OUT)
 
+gpu-replay:
+	@$(need_gpu); $(GPU_MINUTES) $(GPU_PY) -m sim.replay --device cuda --seconds 40 --limit 560 --out $(GPU_OUT)/replay
+
+gpu-countdown:
+	@$(need_gpu); $(GPU_MINUTES) $(GPU_PY) -m models.countdown.train --preset gpu --limit 560 --out $(GPU_OUT)/countdown
+
+# The same experiment with two tiny models on this machine, outside CI: it takes minutes and wants torch and a quiet core.
+replay-cpu:
+	@$(or $(PYTHON),$(if $(wildcard $(PY)),$(PY),python3)) -m sim.replay --device cpu --seconds 20 --limit 1500 --out build/replay-cpu
+
 gpu-dry: $(GPU_PARTS:%=gpu-dry-%)
 
 gpu-dry-tests: $(STAMPS)/test
@@ -98,6 +109,16 @@ gpu-dry-profile: $(STAMPS)/test
 gpu-dry-bench: $(STAMPS)/test
 	@$(PY) -m pytest -q tests/hw/test_contest.py
 	@$(PY) -m hw.contest --device cpu --small --out build/gpu-dry
+
+# The engine itself needs torch, which no other part of the house does: where it is missing its tests skip and say so.
+gpu-dry-replay: $(STAMPS)/test
+	@$(PY) -m pytest -q tests/sim/test_replay.py tests/hw/test_engine_on_kernels.py
+	@$(PY) -m sim.replay --device cuda --seconds 40 --dry-run --out build/gpu-dry/replay
+
+gpu-dry-countdown: $(STAMPS)/test
+	@$(PY) -m pytest -q tests/models/test_countdown.py
+	@if $(PY) -c "import torch" 2>/dev/null; then $(PY) -m models.countdown.train --preset tiny --out build/gpu-dry/countdown; \
+	else echo "torch is not installed here: nothing is trained (pip install torch)"; fi
 
 readme: $(STAMPS)/core
 	@mkdir -p build

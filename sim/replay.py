@@ -51,6 +51,7 @@ class Asked:
     seconds: float
     clock: Clock
     limit_s: float
+    dry_run: bool = False
 
 
 def make_engines(setup: Rig, device: str) -> tuple[Any, Any]:
@@ -230,6 +231,42 @@ def replay(asked: Asked, engines: tuple[Any, Any] | None = None) -> dict[str, An
     return report
 
 
+def planned(asked: Asked) -> str:
+    """What the experiment would be, by the roofline of an H200: nothing is run and nothing is measured."""
+    from hw.device import device
+    from models.latency import step_cost
+
+    setup = rig("cuda")
+    h200 = device("h200-sxm-141gb")
+    costs = (step_cost(setup.policy, h200), step_cost(setup.judge, h200))
+    most = capacity(setup, costs)
+    held = sum(
+        shape.weight_bytes()
+        + limits.num_gpu_blocks * limits.block_size * shape.kv_bytes_per_token()
+        for shape, limits in (
+            (setup.policy, setup.policy_limits),
+            (setup.judge, setup.judge_limits),
+        )
+    )
+    models = f"{setup.policy.name} and {setup.judge.name}"
+    lines = [
+        f"{models} on one {h200.name}: weights and KV pools take {held / 1e9:.0f} GB.",
+        f"By the roofline (not measured) the rig answers {most:.3g} queries/s at most.",
+    ]
+    for load in asked.loads:
+        runs = [run(setup, costs, seed, load * most, asked.seconds) for seed in asked.seeds]
+        queries = sum(len(one.queries) for one in runs)
+        ticks = sum(len(one.ticks) for one in runs)
+        p50 = float(
+            np.median([row.finish_s - row.arrival_s for one in runs for row in one.queries])
+        )
+        lines.append(
+            f"{load:.0%}: {queries} queries, {ticks:,} ticks in {sum(one.span_s for one in runs):.0f} s, "
+            f"p50 {p50:.1f} s [roofline]"
+        )
+    return "\n".join(lines)
+
+
 def _together(runs: Sequence[Run]) -> Run:
     """Several seeds of one load as one run."""
     pools = runs[0].pages_max
@@ -338,6 +375,9 @@ def arguments(given: Sequence[str] | None = None) -> Asked:
         help="cpu: what this process computes, for a machine that others use too",
     )  # fmt: skip
     parser.add_argument("--limit", type=float, default=560.0, help="start no run after so many s")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would run, by the roofline; needs no GPU"
+    )
     found = parser.parse_args(given)
     if min(found.loads) <= 0 or found.seconds <= 0:
         parser.error("--loads and --seconds must be above 0")
@@ -345,14 +385,18 @@ def arguments(given: Sequence[str] | None = None) -> Asked:
         parser.error("--clock cpu would not see what a GPU does; leave it at wall")
     return Asked(
         found.device, found.out, tuple(found.loads), tuple(found.seeds), found.seconds, found.clock,
-        found.limit,
+        found.limit, found.dry_run,
     )  # fmt: skip
 
 
 def main(given: Sequence[str] | None = None) -> int:
     """Run the experiment; return the exit code."""
+    asked = arguments(given)
+    if asked.dry_run:
+        print(planned(asked))
+        return 0
     try:
-        report = replay(arguments(given))
+        report = replay(asked)
     except ReplayError as error:
         print(error, file=sys.stderr)
         return error.code

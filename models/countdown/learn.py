@@ -47,7 +47,7 @@ def fit(
         value.backward()
         torch.nn.utils.clip_grad_norm_(list(w.values()), 1.0)
         optimiser.step()
-        if share >= 0.9:
+        if share >= 0.9 or step == schedule.steps - 1:
             last.append(float(value.detach()))
         if progress is not None and step % 20 == 0:
             progress(share, f"loss {float(value.detach()):.3f}")
@@ -172,7 +172,7 @@ def fit_rewards(
     return fit(w, schedule, loss, progress)
 
 
-def auc(scores: Floats, right: Bools) -> float:
+def auc(scores: npt.NDArray[np.floating[Any]], right: Bools) -> float:
     """The chance that a right one scores above a wrong one, ties half; NaN without both.
 
     Source: Mann-Whitney U over the number of pairs.

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from models.countdown.task import LARGEST, MOVES, OPERATIONS, PAIRS, SLOTS, Ints, results
 
 Weights = dict[str, Any]
+Floats = npt.NDArray[np.float32]
+_ROWS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +82,13 @@ def move_logits(w: Weights, states: Any, targets: Any, gives: Any, heads: int) -
 
     h = trunk(w, states, targets, heads)
     i, j = torch.tensor(PAIRS, device=states.device).T
-    pair = h[:, i] @ w["large"] + h[:, j] @ w["small"] + (h[:, -1] @ w["goal"])[:, None]
-    outcome = (w["value"] @ w["gives"])[gives.view(len(gives), len(PAIRS), -1)]
-    each = functional.gelu(pair[:, :, None] + outcome + w["move"])
-    logits = (each @ w["pick"]).view(-1, MOVES)
-    return logits.masked_fill(gives == 0, -torch.inf)
+    rows, moves = (gives > 0).nonzero(as_tuple=True)  # few moves are legal: only those are computed
+    pair, operation = moves // len(OPERATIONS), moves % len(OPERATIONS)
+    each = (h @ w["large"])[rows, i[pair]] + (h @ w["small"])[rows, j[pair]]
+    each = each + (h[:, -1] @ w["goal"])[rows] + (w["value"] @ w["gives"])[gives[rows, moves]]
+    scores = (functional.gelu(each + w["move"][operation]) @ w["pick"])[:, 0]
+    logits = scores.new_full((len(states), MOVES), -torch.inf)
+    return logits.index_put((rows, moves), scores)
 
 
 def value_logits(w: Weights, states: Any, targets: Any, heads: int) -> Any:
@@ -101,26 +106,35 @@ def tensors(w: Weights, *arrays: Ints) -> list[Any]:
     return [torch.as_tensor(array, device=w["value"].device) for array in arrays]
 
 
-def log_policy(w: Weights, states: Ints, targets: Ints, heads: int) -> np.ndarray[Any, Any]:
+def log_policy(w: Weights, states: Ints, targets: Ints, heads: int) -> Floats:
     """Log probabilities of the moves [n, MOVES] as a host array, without gradients."""
     import torch
 
+    found = []
     with torch.inference_mode():
-        given, goals, gives = tensors(w, states, targets, results(states))
-        logits = move_logits(w, given, goals, gives, heads)
-        found: np.ndarray[Any, Any] = logits.float().log_softmax(-1).cpu().numpy()
-    return found
+        for some in _slices(len(states)):
+            rows = states[some]
+            given, goals, gives = tensors(w, rows, targets[some], results(rows))
+            logits = move_logits(w, given, goals, gives, heads)
+            found.append(logits.float().log_softmax(-1).cpu().numpy())
+    return np.concatenate(found)
 
 
-def chances(w: Weights, states: Ints, targets: Ints, heads: int) -> np.ndarray[Any, Any]:
+def chances(w: Weights, states: Ints, targets: Ints, heads: int) -> Floats:
     """The reward model's chances [n] in (0, 1) as a host array, without gradients."""
     import torch
 
+    found = []
     with torch.inference_mode():
-        given, goals = tensors(w, states, targets)
-        logits = value_logits(w, given, goals, heads)
-        found: np.ndarray[Any, Any] = logits.float().sigmoid().cpu().numpy()
-    return found
+        for some in _slices(len(states)):
+            given, goals = tensors(w, states[some], targets[some])
+            found.append(value_logits(w, given, goals, heads).float().sigmoid().cpu().numpy())
+    return np.concatenate(found)
+
+
+def _slices(rows: int) -> list[slice]:
+    """Rows at a time: every move of every row has a vector, which would fill a device."""
+    return [slice(low, low + _ROWS) for low in range(0, max(rows, 1), _ROWS)]
 
 
 def save(path: Path, size: Size, **models: Weights) -> None:

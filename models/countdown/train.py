@@ -66,12 +66,12 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
             12, 12, (3, 4),
         ),
         "cpu": Preset(
-            "cpu", Size(64, 2, 4), Schedule(2_500, 384), Schedule(1_200, 512), Schedule(400, 384),
-            1_200, 2_000, 120, 300,
+            "cpu", Size(64, 2, 4), Schedule(2_400, 256), Schedule(1_000, 384), Schedule(300, 256),
+            1_000, 2_000, 100, 200,
         ),
         "gpu": Preset(
-            "cuda", Size(256, 8, 8), Schedule(9_000, 8_192, 1e-3), Schedule(4_000, 8_192, 1e-3),
-            Schedule(1_500, 8_192, 5e-4), 30_000, 20_000, 400, 2_000, (3, 4, 5, 6),
+            "cuda", Size(256, 8, 8), Schedule(6_000, 8_192, 1e-3), Schedule(2_500, 8_192, 1e-3),
+            Schedule(800, 8_192, 5e-4), 20_000, 20_000, 50, 150, (3, 4, 5, 6),
         ),
     }
 )  # fmt: skip
@@ -160,8 +160,11 @@ def _way(leaf: Node, target: int) -> list[tuple[Ints, int, int]]:
     return rows
 
 
-def train(preset: Preset, out: Path, tell: Any) -> dict[str, Any]:
-    """Everything in order: policy, reward model, searches, one closed loop; files in `out`."""
+def train(preset: Preset, out: Path, tell: Any, limit_s: float) -> dict[str, Any]:
+    """Everything in order: policy, reward model, searches, one closed loop; files in `out`.
+
+    The loop is left out where more than half of `limit_s` has passed by then.
+    """
     out.mkdir(parents=True, exist_ok=True)
     rng, began = np.random.default_rng(1), time.monotonic()
     size, ks = preset.size, preset.numbers
@@ -174,14 +177,17 @@ def train(preset: Preset, out: Path, tell: Any) -> dict[str, Any]:
     rewards = _rewards(policy, preset, rng, tell)
     models = Models(size, policy, rewards)
     report["rounds"] = [_grade(models, preset, tell)]
-    tell("closed loop: new puzzles are searched", 0.0, "")
-    found = [solutions(models, k, preset.found) for k in ks]
-    together = tuple(np.concatenate(columns) for columns in zip(*found, strict=True))
-    report["closed_loop"] = {"steps_learned_from": len(together[0])}
-    if len(together[0]):
-        imitate(policy, size, preset.again, rng, together)  # type: ignore[arg-type]
-        models = Models(size, policy, _rewards(policy, preset, rng, tell))
-        report["rounds"].append(_grade(models, preset, tell))
+    if time.monotonic() - began < limit_s / 2:
+        tell("closed loop: new puzzles are searched", 0.0, "")
+        found = [solutions(models, k, preset.found) for k in ks]
+        states, targets, moves = (np.concatenate(columns) for columns in zip(*found, strict=True))
+        report["closed_loop"] = {"steps_learned_from": len(states)}
+        if len(states):
+            imitate(policy, size, preset.again, rng, (states, targets, moves))
+            models = Models(size, policy, _rewards(policy, preset, rng, tell))
+            report["rounds"].append(_grade(models, preset, tell))
+    else:
+        report["closed_loop"] = {"left_out": f"more than half of {limit_s:.0f} s had passed"}
     report["seconds"] = time.monotonic() - began
     net.save(out / "countdown.npz", size, policy=models.policy, rewards=models.rewards)
     (out / "countdown.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -231,6 +237,8 @@ def text(report: Mapping[str, Any]) -> str:
             for n, table in row["search"].items():
                 cells = ", ".join(f"{name} {share:.3f}" for name, share in table.items())
                 lines.append(f"    {n} trajectories: {cells}")
+    if "left_out" in report["closed_loop"]:
+        lines.append(f"\nNo closed loop: {report['closed_loop']['left_out']}.")
     return "\n".join(lines)
 
 
@@ -244,6 +252,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the models and the report"
     )
+    parser.add_argument("--limit", type=float, default=1_800.0, help="s; see the closed loop")
     asked = parser.parse_args(given)
     try:
         import torch
@@ -263,7 +272,7 @@ def main(given: Sequence[str] | None = None) -> int:
             last[0] = time.monotonic()
             print(f"{what}: {share:.0%} {word}".rstrip(), file=sys.stderr, flush=True)
 
-    print(text(train(preset, asked.out, tell)))
+    print(text(train(preset, asked.out, tell, asked.limit)))
     return 0
 
 

@@ -89,10 +89,10 @@ def learned():
     torch.set_num_threads(1)
     size, rng = Size(32, 1, 4), np.random.default_rng(0)
     policy, fresh = net.new(size, 1), net.new(size, 1)
-    fit_policy(policy, size, Schedule(150, 256, 4e-3), rng, (3,))
+    fit_policy(policy, size, Schedule(100, 192, 5e-3), rng, (3,))
     rewards = {name: tensor.detach().clone().requires_grad_() for name, tensor in policy.items()}
-    states, targets, shares, _ = judged(policy, size, rng, 300, 3, rollouts=4)
-    fit_rewards(rewards, size, Schedule(120, 256, 4e-3), rng, (states, targets, shares))
+    states, targets, shares, _ = judged(policy, size, rng, 200, 3, rollouts=4)
+    fit_rewards(rewards, size, Schedule(80, 192, 5e-3), rng, (states, targets, shares))
     yield Models(size, policy, rewards), fresh
     torch.set_num_threads(threads)
 
