@@ -98,6 +98,7 @@ def admit(batch: Batch, budget: int, chunks: Chunks, copied: Copied) -> bool:
             tree.take(need)
             batch._copy_tail(branch, copied)
             batch._late.append((branch, False))
+            places -= _admit_merging(batch, branch, places, copied)
 
 
 def _activate(batch: Batch, branch: KvNode, context: int) -> None:
@@ -159,6 +160,33 @@ def _admit_decoders(batch: Batch, first: KvNode, need: int, room: int, copied: C
             batch._walk(query, up, len(nodes) - 1)
     batch._join(nodes, first.written)
     return len(nodes)
+
+
+def _admit_merging(batch: Batch, first: KvNode, room: int, copied: Copied) -> int:
+    """Admit up to `room` siblings that sample from the logits that `first` does; return how many.
+
+    Their path is pinned by the one that computed it.
+    """
+    tree = batch.tree
+    waiting = first.query.waiting
+    parent, up = first.parent, first.up
+    admitted = 0
+    while waiting and admitted < room:
+        node = waiting[0]
+        if node.parent is not parent or node.up is not up or node.state != WAITING:
+            break
+        if not node.ticks or node.written or node.want > node.resident or node.pages:
+            break
+        need = batch._first_write_pages(node)
+        if need > tree.free + tree.cached:
+            break
+        waiting.popleft()
+        tree.take(need)
+        batch._copy_tail(node, copied)
+        batch._late.append((node, False))
+        admitted += 1
+    batch.waiting_branches -= admitted
+    return admitted
 
 
 def _admit_scored(

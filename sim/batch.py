@@ -418,7 +418,7 @@ class Batch(Ledger):
                 if pinned:
                     branch.fills -= 1  # it stays pinned
                     self._unpin(branch.up)
-                else:
+                elif branch.pages:
                     self.tree.pinned(branch)
                 branch.pages = 0
                 branch.resident = branch.tail + written + 1
