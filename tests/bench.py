@@ -195,12 +195,15 @@ def policy_branch_steps(result: Result) -> int:
 
 
 def _replicate(resolved: Resolved) -> tuple[float, Result]:
-    """Simulate replication 0 here and return (wall seconds, result); confidence is not calibrated."""
+    """Simulate replication 0 here and return (CPU seconds, result); confidence is not calibrated.
+
+    On an idle machine this one process takes as long by the wall; on a busy one the wall measures others.
+    """
     unknown = Calibrator.fit([], [])
     pairs = [(c, t) for c in range(len(resolved.classes)) for t in range(len(resolved.plans))]
-    began = time.perf_counter()
+    began = time.process_time()
     result = replicate(resolved, 0, dict.fromkeys(pairs, unknown))
-    return time.perf_counter() - began, result
+    return time.process_time() - began, result
 
 
 def _at_the_limit(settings: Settings, raw: list[float], say: Say) -> dict[str, Any]:
