@@ -741,6 +741,33 @@ def frontier(
         stdout().print(picture(found))
 
 
+@functools.partial(command, group=fit_app, name="profile")
+def fit_cost(
+    profile: Annotated[
+        str, typer.Argument(help="A profile that ships, by name, or the path of one.")
+    ],
+    record: Annotated[
+        bool, typer.Option("--record", help="Note the error in the profile, for every report.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fit the cost model to a profile: its error where it has not looked, by operation, and a picture.
+
+    \b
+    Example: treeline fit profile h200-sxm-141gb-aiconfigurator
+             treeline fit profile profiles/cpu --record
+    """
+    from dashboards.commands.fit_profile import document, fit_profile, picture
+    from dashboards.terminal import as_json as to_json
+    from dashboards.terminal import stdout
+
+    found = fit_profile(profile, record=record)
+    if as_json:
+        typer.echo(to_json(document(*found)))
+    else:
+        stdout().print(picture(*found))
+
+
 @functools.partial(command, group=fit_app, name="questions")
 def fit_questions(
     data: Annotated[str, typer.Argument(help="A CSV or JSON Lines file, a row for every sample.")],

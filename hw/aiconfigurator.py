@@ -9,6 +9,7 @@ Apache-2.0). Its method: 3 warm-ups, mean of 6 graph replays, warm L2.
 from __future__ import annotations
 
 import importlib.util
+import zlib
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -35,9 +36,13 @@ SYSTEMS = {"h200-sxm-141gb": "h200_sxm", "h100-sxm-80gb": "h100_sxm", "b200-sxm-
            "a100-sxm-80gb": "a100_sxm", "l40s-48gb": "l40s"}  # fmt: skip
 # Rows that stay: padded batches up to 16 tokens and at the sizes of CUDA graphs, ragged ones at the probes one
 # past a tile, between which a step's time follows from its neighbours (error: docs/cost-model.md).
-_M = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192,
-      16384, 32768, 17, 33, 65, 129, 193, 257, 513, 769, 1025, 1281, 1537, 2049, 3073, 4097)  # fmt: skip
-_NARROW, _WIDE = 512, 16384  # narrower matrices are routers; wider ones behave like these
+_M = (1, 2, 4, 8, 16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512, 768, 1024, 1280, 1536, 1792,
+      2048, 2560, 3072, 4096, 8192, 16384, 32768, 17, 33, 65, 97, 129, 161, 193, 225, 257, 513, 769, 1025,
+      1281, 1537, 1793, 2049, 2561, 3073, 4097)  # fmt: skip
+# Narrower matrices are routers; wider ones behave like these.
+_SIZES = (512, 1024, 1536, 2048, 3072, 3584, 4096, 5120, 6144, 7168, 8192, 12288, 16384)
+# One row in so many that is not kept, or else would be, is held out of every fit: what the fit is judged by.
+_HELD_OFF, _HELD_ON = 60, 25
 _DTYPES = ("bfloat16", "fp8", "fp8_block")
 # (heads, KV heads, head size) of a device: GQA with groups of 4, 5, 8 (and 64 wide: gpt-oss), 16 (Qwen3-235B)
 # and 6 (MiniMax), split 1 to 8 ways. Groups of 7 lie between.
@@ -124,6 +129,11 @@ def read_aiconfigurator(
     )  # fmt: skip
 
 
+def _drawn(axes: tuple[Any, ...], one_in: int) -> bool:
+    """Whether a point is held out: a function of what the point is, the same for every engine."""
+    return zlib.crc32(repr(axes).encode()) % one_in == 0
+
+
 _AXES = ("op", "model_shape", "dtype", "B", "P", "S", "m", "n", "k", "splits")
 
 
@@ -132,7 +142,9 @@ def _all_rows(
 ) -> Iterator[Row]:
     for part in (_gemm, _decode, _prefill, _latent, _all_reduce, _experts):
         for row in part(data, device, engine, every_row, used):
-            yield row | {"samples": 6, "l2_state": "warm"}
+            axes = tuple(row.get(axis, 0) for axis in _AXES)
+            held = row["op"] != "gemm" and not every_row and _drawn(axes, _HELD_ON)
+            yield {"is_holdout": int(held)} | row | {"samples": 6, "l2_state": "warm"}
 
 
 def _release(systems: Path) -> str:
@@ -179,9 +191,13 @@ def _gemm(
 ) -> Iterator[Row]:
     names = ("gemm_dtype", "kernel_source", "m", "n", "k", "latency")
     for dtype, kernel, m, n, k, ms in _table(data, "gemm", engine, "gemm_perf", names, used):
-        wanted = every_row or (m in _M and _NARROW <= n <= _WIDE and _NARROW <= k <= _WIDE)
-        if dtype in _DTYPES and wanted:
-            yield linear_row(device, "gemm", m, n, k, 1e3 * ms, dtype, variant=f"{engine} {kernel}")
+        if dtype not in _DTYPES or not (every_row or (min(n, k) >= 512 and max(n, k) <= 16384)):
+            continue
+        kept = every_row or (m in _M and n in _SIZES and k in _SIZES)
+        held = not kept and _drawn((dtype, m, n, k), _HELD_OFF)
+        if kept or held:
+            yield linear_row(device, "gemm", m, n, k, 1e3 * ms, dtype,
+                             variant=f"{engine} {kernel}", is_holdout=int(held))  # fmt: skip
 
 
 def _attention(

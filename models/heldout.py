@@ -12,12 +12,13 @@ import numpy as np
 from hw.device import Device
 from hw.profile import Column, Profile
 from models.attention import grid_of
+from models.composed import WHOLE, composed
 from models.curves import LAUNCH_S, chosen, ragged, through
 from models.measured import Table, per_call, where
 from models.operations import matrix_residuals, smooth_floors
 
 _FIFTH = 0.2
-_MATRICES = 20  # of a dtype, drawn at random, are enough to tell
+_MATRICES = 60  # of a dtype, drawn at random, are enough to tell
 _AXES = ("m", "P", "B", "S")  # of chunks beside decoders
 _DECODE, _PREFILL, _MIXED = "suffix_attention", "prefill_attention", "mixed_attention"
 Predict = Callable[[Table, Table, Device], Column]
@@ -34,11 +35,15 @@ class Error:
     signed: float  # median of the signed error
     measured_s: Column
     fitted_s: Column
+    composed: bool = False  # a whole that was put together from parts, which the fit has seen
 
 
 @dataclass(frozen=True, slots=True)
 class Heldout:
-    """The errors by operation, what was left out, and what monotony cost at measured points."""
+    """The errors by operation, what was left out, and what monotony cost at measured points.
+
+    Raises nothing; where too few points were measured to leave any out, `errors` is empty.
+    """
 
     errors: tuple[Error, ...]
     left_out: str
@@ -59,7 +64,8 @@ class Heldout:
         return f"median {100 * self.median:.1f} %, p90 {100 * self.p90:.1f} % on {self.left_out}"
 
     def _all(self) -> Column:
-        found: Column = np.concatenate([np.abs(e.fitted_s / e.measured_s - 1) for e in self.errors])
+        parts = [error for error in self.errors if not error.composed] or list(self.errors)
+        found: Column = np.concatenate([np.abs(e.fitted_s / e.measured_s - 1) for e in parts])
         return found
 
 
@@ -79,18 +85,26 @@ def heldout(profile: Profile, device: Device, seed: int = 0) -> Heldout:
     out = frozen if frozen.any() else rng.random(len(frozen)) < _FIFTH
     errors, shifts = [], []
     product = (table["n"] > 0) & (table["k"] > 0) & (table["S"] == 0) & (table["m"] > 0)
-    product &= ~np.char.endswith(table["op"].astype(str), "attention")
-    for op in np.unique(table["op"][~product]).tolist():
+    product &= ~np.char.endswith(table["op"].astype(str), "attention") & (table["B"] == 0)
+    whole = np.isin(table["op"], WHOLE)
+    for op in np.unique(table["op"][~product & ~whole]).tolist():
         here = (table["op"] == op) & ~product
-        kind = _KINDS.get(op, _CURVE)
+        kind = _KINDS.get(op) or (_CURVE if not table["B"][here].any() else _NEARBY)
         groups = list(_groups(where(table, here), out[here], kind.key))
         if (found := _error(op, groups, kind.predict, roofs)) is not None:
             errors.append(found)
     if product.any():
         products = where(table, product)
-        errors += _products(products, out[product], roofs, rng)
+        errors += _products(products, out[product], roofs, rng, frozen=bool(frozen.any()))
         groups = list(_groups(products, out[product], ("dtype", "n", "k")))
         shifts = [_shift(group, roofs) for group, _ in groups]
+    for op in np.unique(table["op"][whole]).tolist():
+        rows = where(table, table["op"] == op)
+        fitted = composed(profile, device, rows)
+        use = np.isfinite(fitted)
+        real = 1e-6 * rows["t_us_median"][use]
+        if (found := _summary(f"{op}, composed", [real], [fitted[use]])) is not None:
+            errors.append(replace(found, composed=True))
     words = (
         "its frozen holdout"
         if frozen.any()
@@ -182,6 +196,23 @@ def _chunks(kept: Table, left: Table, device: Device) -> Column:
     return found
 
 
+def _nearby(kept: Table, left: Table, device: Device) -> Column:
+    """What is told by several loads: the residual over the floor at the nearest measured loads, in log scale."""
+    from sklearn.neighbors import KNeighborsRegressor
+
+    del device
+
+    def axes(rows: Table) -> Column:
+        found: Column = np.log1p(np.column_stack([rows[a] for a in ("B", "P", "S", "m")]))
+        return found
+
+    logs = np.log(kept["t_us_median"] / kept["floor_us"])
+    model = KNeighborsRegressor(min(3, len(logs)), weights="distance").fit(axes(kept), logs)
+    floor = 1e-6 * left["floor_us"] / np.maximum(left["calls"], 1)
+    found: Column = floor * np.exp(model.predict(axes(left)))
+    return found
+
+
 def _lines(kept: Table, left: Table, device: Device) -> Column:
     """Chunks beside decoders: the geometric mean of what the neighbours along each of four axes say."""
     del device
@@ -214,29 +245,40 @@ def _between_neighbours(
 _CURVE = _Kind(("dtype", "n", "k", "splits", "P", "S"), _curve)
 _GRID = _Kind(("model_shape", "n", "k"), _grid)
 _CHUNKS = _Kind(("model_shape", "n", "k"), _chunks)
+_NEARBY = _Kind(("model_shape", "dtype", "variant"), _nearby)
 _LINES = _Kind(("model_shape",), _lines)
 _KINDS = {_DECODE: _GRID, _PREFILL: _CHUNKS, _MIXED: _LINES}
 
 
 def _products(
-    products: Table, out: Column, device: Device, rng: np.random.Generator
+    products: Table, out: Column, device: Device, rng: np.random.Generator, *, frozen: bool
 ) -> list[Error]:
     """Matrix products: rows left out of matrices that were measured, and matrices left out whole."""
-    seen: tuple[list[Column], list[Column]] = ([], [])
     unseen: tuple[list[Column], list[Column]] = ([], [])
+    by_op: dict[str, tuple[list[Column], list[Column]]] = {}
     for dtype in np.unique(products["dtype"]).tolist():
         same = products["dtype"] == dtype
         rows, left_out = where(products, same), out[same]
-        sizes = np.unique(np.column_stack([rows["n"], rows["k"]]), axis=0)
         kept = where(rows, ~left_out)
+        asked_for = left_out if frozen else np.ones(len(left_out), bool)
+        sizes = np.unique(np.column_stack([rows["n"], rows["k"]])[asked_for], axis=0)
         for n, k in sizes[rng.permutation(len(sizes))[:_MATRICES]].tolist():
             own = (rows["n"] == n) & (rows["k"] == k)
+            known = bool((own & ~left_out).any())
             for tiles in (True, False):
                 asked = own & (ragged(rows["m"]) != tiles)
-                _predict(where(rows, asked & left_out), kept, own[~left_out], device, tiles, seen)
-                others = where(rows, ~own)
-                _predict(where(rows, asked), others, own[~own], device, tiles, unseen)
-    found = (_summary("matrix products", *seen), _summary("unseen sizes", *unseen))
+                for op in np.unique(rows["op"][own]).tolist() if known else ():
+                    mine = own & (rows["op"] == op)
+                    seen = by_op.setdefault(op, ([], []))
+                    left = where(rows, mine & asked & left_out)
+                    _predict(left, kept, mine[~left_out], device, tiles, seen)
+                if not known or not frozen:
+                    left = where(rows, asked & left_out if frozen else asked)
+                    others = kept if frozen else where(rows, ~own)
+                    nobody = np.zeros(len(others["m"]), bool)
+                    _predict(left, others, nobody, device, tiles, unseen)
+    named = [_summary(op, *seen) for op, seen in by_op.items()]
+    found = [*named, _summary("matrices of unseen sizes", *unseen)]
     return [error for error in found if error is not None]
 
 

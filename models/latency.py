@@ -94,6 +94,10 @@ class StepCost:
         """base_s without the CPU's gap: what the device does whatever is read."""
         return self.base_s(b, c) - self.gap_s
 
+    def head_s(self, sampled: int) -> float:
+        """Of base_s, the seconds of embedding, LM head and sampler for `sampled` sequences; 0 if not known apart."""
+        return self.step.head_s(sampled) if isinstance(self.step, _Step) else 0.0
+
     def context_s(self, c: int) -> float:
         """Seconds per context token of a prefill chunk of c tokens."""
         if self.chunk_s is not None:
@@ -262,6 +266,11 @@ class _Step:
         busy = self._operations(tokens, sampled, whole_tiles=not c) + attention + self.graph_s
         alone = self(b, 0) if b and c else 0.0
         return max(max(busy, self.eager_s) + self.gap_s, alone)
+
+    def head_s(self, sampled: int) -> float:
+        """Seconds of what a step does outside its layers."""
+        once = [t for t in self.timed if t.work.sampled or t.work.name == "embedding"]
+        return sum(t.seconds(sampled) for t in once)
 
     def _operations(self, tokens: int, sampled: int, *, whole_tiles: bool = True) -> float:
         known = self._all if whole_tiles else self._ragged
