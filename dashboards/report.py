@@ -347,6 +347,9 @@ def _step_cost(result: Result) -> Text:
         known = errors.get(pool.pool)
         unknown = "its error is not known: nobody measured it"
         error = f"error {known}" if known else unknown
+        share = result.meta.get("cost_outside", {}).get(pool.pool)
+        if share is not None:
+            error += f"; {share:.1%} of its batches lie outside what was measured"
         lines.append(
             f"{words.name(pool.pool)}: {words.name(pool.cost_label, 200)} "
             f"[{pool.cost_source_kind}]; {words.name(error, 200)}."

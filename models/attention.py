@@ -148,6 +148,7 @@ class Attention:
     saturation: float  # branches that read the same KV before computing is the limit
     expand_s: float = math.inf  # MLA: s to expand the latent of one context token for a chunk
     expanded_s: float = 0.0  # MLA: s per (context token, chunk token) of the expanded form
+    grid: Grid | None = None
     decode: Decode | None = None
     chunks: Prefill | None = None
 
@@ -191,7 +192,7 @@ def attend(measured: Measured | None, device: Device, shape: Transformer, split:
         table = compiled(grid, layers, _BATCHES)
         kv_s = _slope(table)
     return Attention(
-        kv_s, kv_s / min(kv_s, pair_s), expand_s, expanded_s, table,
+        kv_s, kv_s / min(kv_s, pair_s), expand_s, expanded_s, grid, table,
         None if shape.kv_lora else prefill(measured, device, shape, split),
     )  # fmt: skip
 

@@ -54,6 +54,8 @@ class Curve:
         if rows <= 0:
             return 0.0
         i = bisect_left(self.rows, rows)
+        if i < len(self.rows) and self.rows[i] == rows:
+            return self.times[i]
         floor = self.floor(rows)
         if i == 0:
             return floor * self.times[0] / self.floor(self.rows[0])

@@ -39,6 +39,19 @@ class CapacityError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Domain:
+    """The decode batches between measured ones: branches, and KV tokens that each reads. Ends included."""
+
+    branches: tuple[float, float]
+    tokens: tuple[float, float]
+
+    def holds(self, branches: float, tokens: float) -> bool:
+        """Whether a batch lies inside."""
+        (b0, b1), (t0, t1) = self.branches, self.tokens
+        return b0 <= branches <= b1 and t0 <= tokens <= t1
+
+
+@dataclass(frozen=True, slots=True)
 class StepCost:
     """The cost of one iteration: a base for its tokens, and a price for each KV token read or copied.
 
@@ -65,6 +78,7 @@ class StepCost:
     lines: Callable[[int, int], Lines] | None = None  # s of reading KV, of (b, c)
     skew: Skew | None = None  # what unequal contexts add
     gap_s: float = 0.0  # of base_s: the CPU between two iterations
+    domain: Domain | None = None  # what was measured; None where nothing was
     _memo: dict[tuple[int, int], float] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -179,7 +193,21 @@ def step_cost(
         chunk_s=attention.context_s,
         lines=attention.lines if attention.decode else None,
         gap_s=roofs.step_gap_s,
+        domain=_domain(attention, timed),
     )
+
+
+def _domain(attention: Attention, timed: tuple[Operation, ...]) -> Domain | None:
+    """Where both attention and every layer's matrices were measured."""
+    grid = attention.grid
+    rows = [
+        t.padded.rows for t in timed if t.padded is not None and t.work.n and not t.work.sampled
+    ]
+    if grid is None or not rows:
+        return None
+    low = max(float(grid.branches[0]), *(points[0] for points in rows))
+    high = min(float(grid.branches[-1]), *(points[-1] for points in rows))
+    return Domain((low, high), (float(grid.tokens[0]), float(grid.tokens[-1])))
 
 
 def kv_pages(

@@ -176,10 +176,25 @@ def bounds(result: Result, scenario: Scenario, costs: Mapping[str, StepCost]) ->
 
 
 def noted(result: Result, scenario: Scenario, costs: Mapping[str, StepCost]) -> Result:
-    """The result with `bounds` and `cost_errors` (by pool) in its meta, for reports to read."""
+    """The result with `bounds`, `cost_errors` and `cost_outside` (by pool) in its meta, for reports to read."""
     rows = [asdict(bound) for bound in bounds(result, scenario, costs)]
     errors = {name: cost.error for name, cost in costs.items()}
-    return replace(result, meta={**result.meta, "bounds": rows, "cost_errors": errors})
+    outside = {name: _outside(result, scenario, name, cost) for name, cost in costs.items()}
+    noted_ = {"bounds": rows, "cost_errors": errors, "cost_outside": outside}
+    return replace(result, meta={**result.meta, **noted_})
+
+
+def _outside(result: Result, scenario: Scenario, name: str, cost: StepCost) -> float | None:
+    """The share of a pool's sampled batches that lie outside what was measured; None where nothing was."""
+    if cost.domain is None:
+        return None
+    table, page = result.timeline, scenario.fleet[name].engine.block_size
+    busy = (table["pool"] == name) & (table["running"] > 0)
+    batches = zip(
+        table["running"][busy].tolist(), table["pages_pinned"][busy].tolist(), strict=True
+    )
+    held = [cost.domain.holds(b, page * pages / b) for b, pages in batches]
+    return 1.0 - sum(held) / len(held) if held else 0.0
 
 
 @dataclass(frozen=True, slots=True)
