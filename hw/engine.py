@@ -26,7 +26,8 @@ from hw.engine_model import (
     turned,
     turns,
 )
-from hw.engine_step import Piece, Tick, groups, ints, written
+from hw.engine_prompt import Context, attend, contexts
+from hw.engine_step import Tick, ints, written
 from hw.kvtree import Ints, Step, plan
 from hw.reference import HEAD_DIM
 from hw.transformer import Transformer
@@ -254,7 +255,6 @@ class Engine:
             self._grow_room(int(step.parts[-1]))
             lists = (step.order, step.pages, step.prefix, step.suffix, step.parts)
             step = Step(*(xp.asarray(values) for values in lists))
-        contexts = [self._context(tick.pieces, group) for group in groups(tick.pieces)]
         return self.forward(
             self.tensor(tokens),
             self.tensor(positions),
@@ -262,7 +262,7 @@ class Engine:
             xp.asarray(slots),
             step,
             self.tensor(tick.again[:, 0]) if len(tick.again) else None,
-            _placed(tick, contexts),
+            contexts(tick, self.tensor),
             self.room,
         )
 
@@ -272,7 +272,7 @@ class Engine:
 
     def forward(
         self, tokens: Any, positions: Any, pages: Any, slots: Any, step: Step | None, again: Any,
-        contexts: list[_Context], room: tuple[Any, Any],
+        shared: list[Context], room: tuple[Any, Any],
     ) -> Any:  # fmt: skip
         """All layers over tensors [rows] of tokens and positions; decoders come first, by `step`."""
         functional = self.torch.nn.functional
@@ -297,48 +297,14 @@ class Engine:
                 turned(asked[:b], (turn[0][:b], turn[1][:b]), self.queries[:b])
                 ops.attention(k, self.queries_x[:b], pool, step, room, self.merged_x[:b])
             attended = self.merged[:b]
-            if contexts:
+            if shared:
                 attended = asked.new_empty((n, s.heads, HEAD_DIM))
                 attended[:b] = self.merged[:b]
-                for context in contexts:
-                    self._attend(i, context, asked, turn, attended)
+                for context in shared:
+                    attend(context, self.pool[i], self.keys, self.values, asked, turn, attended)
             x = x + functional.linear(attended.reshape(n, -1), layer.out)
             x = x + feed_forward(normed(x, layer.norm_mid), layer)
         return normed(x, self.weights.norm)
-
-    # -- prompts and scored steps ----------------------------------------------------------------------
-
-    def _context(self, pieces: Any, group: list[int]) -> _Context:
-        first: Piece = pieces[group[0]]
-        return _Context(group, first.start, self.tensor(first.context.astype(np.int64)), None)
-
-    def _attend(self, layer: int, context: _Context, asked: Any, turn: Any, out: Any) -> None:
-        """Causal attention of the pieces that share one context: its KV is gathered once."""
-        torch = self.torch
-        s, rows = self.shape, context.rows
-        g, width = rows.shape
-        flat = rows.reshape(-1)
-        q = torch.empty((g * width, s.heads, HEAD_DIM), dtype=self.dtype, device=self.device)
-        turned(asked[flat], (turn[0][flat], turn[1][flat]), q)
-        both: list[Any] = []
-        found = self.pool[layer][context.table]  # [pages, 2, kv_heads, page, 128]
-        for side, own in ((0, self.keys), (1, self.values)):
-            mine = own[flat].view(g, width, s.kv_heads, HEAD_DIM).transpose(1, 2)
-            if context.start:
-                seen = found[:, side].transpose(0, 1).reshape(1, s.kv_heads, -1, HEAD_DIM)
-                seen = seen[:, :, : context.start].expand(g, -1, -1, -1)
-                mine = torch.cat([seen, mine], 2)
-            both.append(mine)
-        result = torch.nn.functional.scaled_dot_product_attention(
-            q.view(g, width, s.heads, HEAD_DIM).transpose(1, 2),
-            both[0],
-            both[1],
-            attn_mask=torch.nn.attention.bias.causal_lower_right(width, context.start + width),
-            enable_gqa=s.heads != s.kv_heads,
-        )
-        out[flat[context.real]] = result.transpose(1, 2).reshape(-1, s.heads, HEAD_DIM)[
-            context.real
-        ]
 
     # -- what comes out ----------------------------------------------------------------------------------
 
@@ -415,39 +381,3 @@ def torch_package() -> Any:
     import torch.nn.attention.bias
 
     return torch
-
-
-@dataclass(slots=True)
-class _Context:
-    """Pieces that share a context of `start` tokens on the pages `table`; `rows` [group, width] of the batch.
-
-    Shorter pieces are padded at their end with their first row; `real` [group * width] leaves those out.
-    """
-
-    group: list[int]
-    start: int
-    table: Any
-    rows: Any
-    real: Any = None
-
-
-def _placed(tick: Tick, contexts: list[_Context]) -> list[_Context]:
-    """Tell contexts which rows of the batch are theirs."""
-    import torch
-
-    firsts = np.cumsum([len(tick.tokens), *(len(p.tokens) for p in tick.pieces)])
-    for context in contexts:
-        lengths = [len(tick.pieces[i].tokens) for i in context.group]
-        width = max(lengths)
-        at = np.arange(width)
-        rows = np.stack(
-            [
-                firsts[i] + np.where(at < n, at, 0)
-                for i, n in zip(context.group, lengths, strict=True)
-            ]
-        )
-        real = np.flatnonzero(np.concatenate([at < n for n in lengths]))
-        device = context.table.device
-        context.rows = torch.from_numpy(rows).to(device)
-        context.real = torch.from_numpy(real).to(device)
-    return contexts
