@@ -60,7 +60,7 @@ kernels: $(STAMPS)/kernels
 # What needs an NVIDIA GPU, in parts of under ten minutes each; it runs from a checkout with python3 that has torch, CuPy,
 # NumPy, SciPy, scikit-learn, PyYAML, pyarrow, rich and pytest (the replay also SimPy). Results are files under $(GPU_OUT).
 GPU_OUT := build/gpu
-GPU_PY := PYTHONPATH=. $(or $(PYTHON),python3)
+GPU_PY := env PYTHONPATH=. $(or $(PYTHON),python3)
 GPU_PARTS := tests profile bench replay countdown
 GPU_MINUTES := timeout -s INT 585
 define need_gpu

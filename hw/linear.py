@@ -121,13 +121,17 @@ def numpy_linear() -> Linear:
 
     def prefill(queries: Any, keys: Any, kept: Any, out: Any) -> None:
         (b, new, heads), (whole, hk) = queries.shape[:3], keys.shape[1:3]
-        q = values(queries).reshape(b, new, hk, heads // hk, HEAD_DIM).transpose(0, 2, 3, 1, 4)
-        k, v = (values(a).transpose(0, 2, 1, 3)[:, :, None] for a in (keys, kept))
-        scores = q @ k.swapaxes(-1, -2) * np.float32(HEAD_DIM**-0.5)
-        scores[..., ~np.tri(new, whole, whole - new, dtype=bool)] = -np.inf
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        found = (weights @ v) / weights.sum(-1, keepdims=True)
-        put(found.transpose(0, 3, 1, 2, 4).reshape(out.shape), out)
+        group, hidden = heads // hk, ~np.tri(new, whole, whole - new, dtype=bool)
+        q = values(queries).reshape(b, new, hk, group, HEAD_DIM).transpose(0, 2, 3, 1, 4)
+        k, v = (values(a).transpose(0, 2, 1, 3) for a in (keys, kept))
+        for at in np.ndindex(b, hk):  # two plain matrix products each, of all the group's rows
+            scores = q[at].reshape(-1, HEAD_DIM) @ k[at].T
+            scores *= np.float32(HEAD_DIM**-0.5)
+            scores.reshape(group, new, whole)[:, hidden] = -np.inf
+            np.exp(np.subtract(scores, scores.max(-1, keepdims=True), out=scores), out=scores)
+            found = (scores @ v[at]) / scores.sum(-1, keepdims=True)
+            mine = slice(at[1] * group, (at[1] + 1) * group)
+            put(found.reshape(group, new, HEAD_DIM).swapaxes(0, 1), out[at[0], :, mine])
 
     def copy(source: Any, out: Any) -> None:
         out[...] = source

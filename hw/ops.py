@@ -14,6 +14,8 @@ from hw.reference import HEAD_DIM
 ROW_BYTES = HEAD_DIM * 2
 GROUPS = (1, 4, 5, 7, 8)
 PAGES = (16, 64)
+MOST_CHILDREN = 65_535
+"""Of one fork. Source: CUDA C++ Programming Guide 13.0, maximum y-dimension of a grid of blocks."""
 SCALE = 1.4426950408889634 / HEAD_DIM**0.5
 
 Launch = Callable[[str, tuple[int, ...], int, int, tuple[Any, ...]], None]
@@ -227,6 +229,8 @@ def fork(
     _expect("refs", refs, np.int32, (pages,))
     for name, array in (("parents", parents), ("children", children), ("fresh", fresh)):
         _expect(name, array, np.int32, (parents.shape[0],))
+    if len(parents) > MOST_CHILDREN:
+        raise ValueError(f"at most {MOST_CHILDREN:,} children a call, got {len(parents):,}")
     numbers = (np.int32(tables.shape[1]), np.int32(pages), np.int32(s.kv_heads))
     if len(parents):
         k.launch(

@@ -266,7 +266,7 @@ def _gathered(f: Forest, pool: Any) -> list[Any]:
     tables = xp.asarray(f.tables)
     found = []
     for side in (0, 1):
-        paged = pool[tables, side]  # [B, pages, hk, page, 128]
+        paged = pool[:, side][tables]  # [B, pages, hk, page, 128]
         flat = paged.transpose(0, 2, 1, 3, 4).reshape(
             len(f.tables), f.k.shape.kv_heads, -1, HEAD_DIM
         )

@@ -104,7 +104,7 @@ def text(found: dict[str, Any]) -> str:
     lines += [f"{count} points: {plain(reason)}" for reason, count in found["not_measured"].items()]
     if "median" in drift:
         lines.append(
-            f"{drift['sentinels']} points timed again at the end: median change {drift['median']:+.1%}, "
+            f"{drift['sentinels']} points timed again later: median change {drift['median']:+.1%}, "
             f"worst {drift['worst']:+.1%} ({drift['worst_point']})."
         )
     place = found["written"][0]

@@ -104,6 +104,15 @@ def test_arrays_of_another_shape_or_type_are_refused_before_a_kernel_reads_them(
         )
 
 
+def test_more_children_than_a_grid_can_hold_are_refused():
+    k = emulated(16, 4, 2)
+    many = np.zeros(ops.MOST_CHILDREN + 1, np.int32)
+    pools = np.zeros((1, 1, 2, 2, 16, 128), np.uint16)
+    state = np.zeros((1, 1), np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32)
+    with pytest.raises(ValueError, match="at most 65,535 children a call, got 65,536"):
+        ops.fork(k, pools, *state, many, many, many)
+
+
 def test_no_branch_launches_nothing():
     def launch(*_):
         raise AssertionError("launched")

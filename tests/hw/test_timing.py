@@ -33,6 +33,13 @@ def test_a_wall_clock_takes_input_sets_in_turn_and_keeps_the_reset_out_of_the_ti
     assert (found.median, found.least, found.samples, found.units) == (1.5, 1.0, 4, 1)
 
 
+def test_a_run_far_beyond_the_budget_is_timed_once():
+    steps = Steps()
+    found = WallClock(lambda: steps.at).time(steps.run, 2, Budget(0.1, 4, 9, 1))
+    assert steps.log == [0]
+    assert (found.median, found.samples) == (1.0, 1)
+
+
 def test_a_budget_pays_for_as_many_samples_as_its_seconds_within_its_bounds():
     budget = Budget(0.06, 7, 60)
     assert [budget.samples(s) for s in (1.0, 0.002, 1e-9, 0.0)] == [7, 30, 60, 60]
