@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final, TypeVar
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from scipy.special import betaincinv, ndtr, ndtri
 
 from models import world as w
-from models.keyed import GOLDEN, Keys, mix_array, uniform_array
+from models.keyed import GOLDEN, NORMALS, Keys, mix_array, normals, uniform_array
 from models.lengths import Quantile
 from models.verifier import VerifierModel
 from models.world import QuestionModel
@@ -65,7 +66,7 @@ class Crowd:
     """Questions with these keys, all of `steps` steps; made by `crowds`."""
 
     __slots__ = (
-        "_class_keys", "_left", "_lengths", "_limits", "_model", "_ramble", "_shared", "survival", "_table",
+        "_class_keys", "_left", "_lengths", "_limits", "_model", "_normals", "_ramble", "_shared", "survival", "_table",
         "_verifier", "difficulty", "keys", "steps",
     )  # fmt: skip
 
@@ -82,6 +83,7 @@ class Crowd:
         self._model = model
         self._verifier = verifier
         self._lengths = lengths
+        self._normals = _normals()
         self._table = None if lengths is not None else np.array(model.step_tokens, dtype=np.int64)
         self.difficulty, self.survival = _survival(model, keys, steps)
         rates = self.difficulty.tolist()
@@ -205,8 +207,7 @@ class Crowd:
         assert self._verifier is not None
         version, rho = self._verifier.version, self._verifier.rho
         bits = mix_array(key ^ np.uint64(w.NOISE + version)) if version else key
-        bits = bits >> np.uint64(w.ERROR_SHIFT) & np.uint64(w.ERROR_BITS)
-        fresh: Floats = ndtri((bits.astype(np.float64) + 0.5) * w.ERROR_UNIT)
+        fresh: Floats = self._normals[bits >> np.uint64(w.ERROR_SHIFT) & np.uint64(NORMALS - 1)]
         return rho * error + math.sqrt(1.0 - rho**2) * fresh if k else fresh
 
     def _wrong_answers(self, row: Ints, keys: Keys) -> Ints:
@@ -304,6 +305,11 @@ def crowds(
         for start in range(0, len(places), size):
             chosen = places[start : start + size]
             yield chosen, Crowd(model, verifier, keys[chosen], model.steps_min + int(more), own)
+
+
+@lru_cache(maxsize=1)
+def _normals() -> Floats:
+    return np.array(normals())
 
 
 def _each(column: npt.NDArray[Number], n: int) -> npt.NDArray[Number]:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 GOLDEN: Final = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: successive ordinals are far apart
 MASK: Final = 0xFFFFFFFFFFFFFFFF
 UNIT: Final = 2.0**-52
+NORMALS: Final = 1 << 16
 
 Keys = npt.NDArray[np.uint64]
 
@@ -47,6 +48,12 @@ def uniform(key: int, purpose: int) -> float:
 def normal(key: int, purpose: int) -> float:
     """A standard normal draw for one purpose (a small integer) of one key."""
     return normal_quantile(((mix(key ^ purpose) >> 12) + 0.5) * UNIT)
+
+
+@lru_cache(maxsize=1)
+def normals() -> tuple[float, ...]:
+    """The normal quantiles at the middles of 2^16 equal shares: a normal draw is a look-up by 16 bits."""
+    return tuple(normal_quantile((i + 0.5) / NORMALS) for i in range(NORMALS))
 
 
 @lru_cache(maxsize=256)

@@ -215,6 +215,18 @@ def adaptive(scale: float) -> list[Row]:
     return rows
 
 
+def outcome_verifier(scale: float) -> list[Row]:
+    """A verifier that knows right from wrong at the end alone cannot guide a beam."""
+    keys, _ = asked(size(3_000, scale), SEED + 17)
+    found = (
+        played(keys, beam_of(16), judge).correct.astype(float) for judge in ("math-orm", "math-prm")
+    )
+    ours, se, count = mean(np.subtract(*found))
+    source = "Lightman et al., Let's Verify Step by Step, arXiv 2305.20050; Snell et al., section 5"
+    claim = "beam of 16: outcome less process verifier of the same strength"
+    return [Row("outcome", claim, ours, "at_most", 0.0, n=count, se=se, source=source)]
+
+
 EXPERIMENTS: Final[dict[str, Experiment]] = {
     "bands": beam_and_bands,
     "ablations": ablations,
@@ -222,4 +234,5 @@ EXPERIMENTS: Final[dict[str, Experiment]] = {
     "puzzles": unsolved_puzzles,
     "plateaus": plateaus,
     "adaptive": adaptive,
+    "outcome": outcome_verifier,
 }

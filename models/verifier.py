@@ -36,11 +36,14 @@ class VerifierModel:
     bias: float = 1.3
     blind_share: float = 0.03  # share of wrong answers that are blind spots
     blind_boost: float = 3.0  # what a blind spot adds
+    outcome: bool = False  # an outcome verifier tells right from wrong at the last step alone
     gains: tuple[float, ...] | None = None  # m_k / strength for k = 1, 2, ..., instead of `early`
     common: float = 1.0  # how much of class errors and blind spots other versions have alike
     version: int = 0  # verifiers of one version share their step errors, node by node
 
     def __post_init__(self) -> None:
+        if self.outcome not in (True, False):
+            raise ValueError(f'"outcome" of verifier {self.name!r} must be true or false.')
         numbers = [getattr(self, f.name) for f in fields(self) if f.name not in ("name", "gains")]
         if not all(math.isfinite(x) for x in (*numbers, *(self.gains or ()))):
             raise ValueError(f"Every parameter of verifier {self.name!r} must be a finite number.")
@@ -59,6 +62,8 @@ class VerifierModel:
 
     def gain(self, k: int, steps: int) -> float:
         """m_k: how many logits right and wrong lie apart after k of `steps` steps."""
+        if self.outcome and k < steps:
+            return 0.0
         if self.gains and k > 0:
             return self.strength * self.gains[min(k, len(self.gains)) - 1]
         return self.strength * (self.early + (1 - self.early) * k / steps)

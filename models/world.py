@@ -23,7 +23,7 @@ from typing import Any, Final
 import numpy as np
 from scipy.special import betaincinv, gammaincinv
 
-from models.keyed import GOLDEN, MASK, child_key, mix, normal, normal_quantile, uniform
+from models.keyed import GOLDEN, MASK, child_key, mix, normal, normals, uniform
 from models.lengths import Quantile, quantile
 from models.tree import Node, Until
 from models.verifier import VerifierModel
@@ -34,9 +34,7 @@ LENGTH, SHARE, RESUME, REVISE, AFRESH, CONCLUDE, COMMON = range(21, 28)
 OWN: Final = 1 << 18  # plus the verifier's version: what its versions do not have alike
 NOISE: Final = 1 << 16  # plus the verifier's version
 HALF: Final = 1 << 32  # a step's key holds three draws: 32 bits of survival above,
-ERROR_SHIFT: Final = 12  # 20 bits of step error in the middle,
-ERROR_BITS: Final = (1 << 20) - 1
-ERROR_UNIT: Final = 2.0**-20
+ERROR_SHIFT: Final = 12  # 16 bits of step error in the middle,
 TABLE: Final = 4096  # and 12 bits of step length below
 UNBOUNDED: Final = 1 << 62
 LOSES: Final = 16  # tries that all fail where solutions lose their thread
@@ -122,7 +120,8 @@ class World:
     __slots__ = (
         "model", "key", "root", "difficulty", "verifier",
         "_steps", "_survive", "_table", "_lengths", "_right", "_labels", "_sticks", "_left",
-        "_apart", "_limit", "_noise", "_ramble", "_rho", "_fresh", "_sigmas", "_gain_right", "_gain_wrong", "_errors", "_extras",
+        "_apart", "_limit", "_noise", "_normals", "_ramble", "_rho", "_fresh", "_sigmas", "_gain_right",
+        "_gain_wrong", "_errors", "_extras", "_classes", "_keys",
     )  # fmt: skip
 
     def __init__(
@@ -145,6 +144,8 @@ class World:
         self._apart = apart(model, self._survive) if model.diversity else self._survive
         self._sticks: list[float] = []  # cumulative shares of the wrong answers 1, 2, ...
         self._left = 1.0
+        self._classes = mix(key ^ CLASS)
+        self._keys: dict[int, int] = {}
         self._labels: dict[int, int] = {}
         self._right = self._label(RIGHT)
         self._errors: dict[int, float] = {}
@@ -159,6 +160,7 @@ class World:
             self._noise = NOISE + verifier.version
             self._rho = verifier.rho
             self._fresh = math.sqrt(1.0 - verifier.rho**2)
+            self._normals = normals()
             self._gain_right, self._gain_wrong, self._sigmas = levels(verifier, self._steps)
         self.root = Node(None, 0, 0, prompt_tokens, prompt_tokens, key=key)
         self.root.hidden = (0, RIGHT, 0.0, given or 0, None)
@@ -184,7 +186,7 @@ class World:
         # trajectory (0: drawn step by step), and of a truncated step what is left of it.
         k, wrong, error, total, pending = parent.hidden
         steps, noise, table, survive = self._steps, self._noise, self._table, self._survive
-        rho, share_fresh, other = self._rho, self._fresh, noise > NOISE
+        rho, share_fresh = self._rho, self._fresh
         model = self.model
         diversity, share = model.diversity, model.reasoning_share
         moves = model.recovery > 0 or self._ramble > 0  # what is not alive may change
@@ -202,8 +204,8 @@ class World:
                 if moves if wrong else (diversity or key >> 32 >= survive[k]):
                     next_wrong = self._fate(k, wrong, key, key >> 32, ordinal)
                 if noise:
-                    bits = mix(key ^ noise) if other else key
-                    fresh = normal_quantile(((bits >> 12 & ERROR_BITS) + 0.5) * ERROR_UNIT)
+                    bits = mix(key ^ noise) if noise > NOISE else key
+                    fresh = self._normals[bits >> 12 & 65535]
                     next_error = rho * error + share_fresh * fresh if k else fresh
                 if table is not None:
                     length = table[key & 4095]
@@ -359,7 +361,10 @@ class World:
         return label
 
     def _class_key(self, wrong: int) -> int:
-        return child_key(mix(self.key ^ CLASS), wrong)
+        key = self._keys.get(wrong)
+        if key is None:
+            key = self._keys[wrong] = child_key(self._classes, wrong)
+        return key
 
     def _ends(self, k: int, wrong: int, total: int, tokens: int) -> bool:
         """Whether a trajectory of this many tokens is done after k >= K steps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -119,6 +120,19 @@ def test_a_plan_that_columns_do_not_know_is_played_by_its_generator() -> None:
         assert not covers(chosen)
         found = batch_rollout(model, verifier_model(model.verifier), keys, chosen)
         assert_same(found, one_by_one(model, keys, chosen))
+
+
+def test_columns_are_at_least_ten_times_as_fast_as_generators() -> None:
+    """Issue: 100,000 best-of-16 rollouts in under 2 s in columns, under 20 s through generators."""
+    model, chosen = question_model({"preset": "math-500", "steps": 8}), plan("best_of_n", n=16)
+    verifier, keys = verifier_model("math-prm"), root_keys(0, 0, 1, 6_000)
+    batch_rollout(model, verifier, keys[:50], chosen)
+    began = time.process_time()
+    batch_rollout(model, verifier, keys, chosen)
+    columns = (time.process_time() - began) / len(keys)
+    began = time.process_time()
+    one_by_one(model, keys[:200], chosen)
+    assert (time.process_time() - began) / 200 > 10 * columns
 
 
 def test_many_crowds_of_many_questions_are_put_back_in_order() -> None:

@@ -99,6 +99,23 @@ def test_the_game_of_24_verifier_is_weakest_at_the_first_step() -> None:
     assert reached == pytest.approx([0.75, 0.99, 0.99], abs=0.03)
 
 
+def test_an_outcome_verifier_knows_nothing_before_the_end_and_noise_may_fade_with_depth() -> None:
+    blind = verifier_model("math-orm")
+    assert [blind.gain(k, 4) for k in range(5)] == [0.0] * 4 + [blind.strength]
+    loud = VerifierModel(step_sigma=2.0, noise_early=1.5)
+    assert [loud.sigma(k, 2) for k in range(3)] == [3.0, 2.5, 2.0]
+
+
+def test_all_answers_to_a_question_may_share_an_error() -> None:
+    shared = replace(QUIET, question_sigma=1.0, strength=0.0)
+    logits = []
+    for w in worlds(600, shared):
+        first, second = (logit(w.score(w.grow(w.root, o, "answer"))) for o in (0, 1))
+        assert first == pytest.approx(second)
+        logits.append(first)
+    assert np.std(logits) == pytest.approx(1.0, abs=0.1)
+
+
 def test_scoring_twice_changes_nothing_and_sets_the_score() -> None:
     (w,) = worlds(1, VerifierModel())
     node = w.grow(w.root, 0)
@@ -138,6 +155,9 @@ def test_a_question_without_a_verifier_cannot_score() -> None:
         ({"blind_share": 2}, r"\[0, 1\]"),
         ({"bias": math.nan}, "finite"),
         ({"version": -1}, "65535"),
+        ({"outcome": "yes"}, "true or false"),
+        ({"common": 1.5}, r"\[0, 1\]"),
+        ({"noise_early": -1}, "must be >= 0"),
     ],
 )
 def test_a_wrong_verifier_is_refused_with_the_way_out(spec: Any, message: str) -> None:
