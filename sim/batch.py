@@ -392,7 +392,7 @@ class Batch(Ledger):
                 tree.unpinned(node)
         if pages:
             tree.cached += pages
-            query.scan = len(query.nodes)
+            query.scan = max(query.scan, max(map(_place, nodes)) + 1)
             if not query.reclaimable:
                 tree.reclaimable(query)
         self._unpin(pinned)
@@ -443,7 +443,7 @@ class Batch(Ledger):
             node = order.pop()
             if node.cohort is cohort and node.ticks == ticks and order and order[-1].ticks > ticks:
                 ended = [node]
-            else:
+            else:  # several end, or somebody has left
                 order.append(node)
                 ended = self._ended(cohort, ticks)
             if order:
@@ -457,7 +457,9 @@ class Batch(Ledger):
                     if pages:
                         query = cohort.query
                         self.tree.cached += pages
-                        query.scan = len(query.nodes)
+                        last = max(map(_place, ended))
+                        if last >= query.scan:
+                            query.scan = last + 1
                         if not query.reclaimable:
                             self.tree.reclaimable(query)
                     self._thin(cohort, len(ended))
@@ -575,6 +577,7 @@ class Batch(Ledger):
 
 
 _number = attrgetter("number")
+_place = attrgetter("place")
 
 
 def _number_of_first(pair: tuple[KvNode, Cohort]) -> int:

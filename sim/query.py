@@ -10,6 +10,7 @@ from typing import Any
 
 from models.session import Session, Work, World
 from models.tree import Node, Search
+from sim.batch import Batch
 from sim.kv import DONE, KvNode
 from sim.replica import Replica
 
@@ -190,15 +191,29 @@ class Thinking:
     def _score(self, works: list[Work]) -> None:
         assert self.judge is not None
         batch = self.judge.batch
+        if len(works) == 1:
+            self._score_alone(batch, works[0])
+            return
         for parent, siblings in _by_parent(works):
             if parent is None or any(work.node.verifier_kv is not None for work in siblings):
                 for work in siblings:
-                    batch.prefill(self._judged(work.node), work)
+                    self._score_alone(batch, work)
                 continue
             above = parent.verifier_kv or self._judged(parent)
             specs = [(work.node.injected + work.node.tokens, work) for work in siblings]
             for work, kv in zip(siblings, batch.judge(above, specs), strict=True):
                 work.node.verifier_kv = kv
+
+    def _score_alone(self, batch: Batch, work: Work) -> None:
+        if not work.open:
+            return
+        node = work.node
+        parent = node.parent
+        if parent is None or node.verifier_kv is not None:
+            batch.prefill(self._judged(node), work)
+            return
+        above = parent.verifier_kv or self._judged(parent)
+        (node.verifier_kv,) = batch.judge(above, ((node.injected + node.tokens, work),))
 
     def _judged(self, node: Node) -> KvNode:
         """Return the verifier's copy of `node`, creating it and what is missing above it."""
@@ -298,8 +313,6 @@ class Thinking:
 
 def _by_parent(works: list[Work]) -> Iterator[tuple[Node | None, list[Work]]]:
     """Group what is still to be done by the parent of its node, in order."""
-    if len(works) == 1:
-        return iter([(work.node.parent, [work]) for work in works if work.open])
     return (
         (parent, list(siblings))
         for parent, siblings in groupby((work for work in works if work.open), _parent)
