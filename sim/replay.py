@@ -101,7 +101,11 @@ def measure_costs(
     measured, fits = [], []
     for name, engine, (shape, limits) in zip(("policy", "judge"), engines, shapes, strict=True):
         tell = _teller(f"cost of the {name}'s ticks")
-        measured.append(measure(limits, engine, shape.vocab, shape.score_head, clock, tell))
+        # A batch of scored steps is over in a tick or two: it is played more often.
+        repeats = setup.grid_repeats * (3 if shape.score_head else 1)
+        measured.append(
+            measure(limits, engine, shape.vocab, shape.score_head, clock, tell, repeats)
+        )
         fits.append(fit(measured[-1], engine.padded))
     costs = (fits[0].cost, fits[1].cost)
     most = capacity(setup, costs)

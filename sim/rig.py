@@ -45,6 +45,7 @@ class Rig:
     policy_limits: Settings
     judge_limits: Settings
     questions: Mapping[str, Any]
+    grid_repeats: int = 1  # of the grid that is measured first
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ def rig(name: str) -> Rig:
             Settings(10_000, 16, 128, 2_048),
             Settings(12_000, 16, 128, 2_048),
             {"preset": "math-500"},
+            grid_repeats=3,
         )
     raise ValueError(f"there is no rig for {name!r}; it is cpu or cuda")
 

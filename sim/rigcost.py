@@ -97,13 +97,14 @@ def measure(
     judges: bool,
     clock: Clock,
     progress: Callable[[float, str], None] | None = None,
+    repeats: int = 1,
 ) -> list[Measured]:
-    """Play the grid on an engine, each flat batch alone; return its ticks without the warm-up.
+    """Play the grid on an engine, each flat batch alone, `repeats` times over; return its ticks without the warm-up.
 
     `progress` is told the share that is done and a word on it.
     """
     found: list[Measured] = []
-    flats = grid(limits, judges)
+    flats = grid(limits, judges) * repeats
     for number, flat in enumerate(flats):
         if progress is not None:
             progress(number / len(flats), f"{flat.prompts * flat.children} branches")

@@ -11,8 +11,9 @@ import pytest
 
 from models.latency import StepCost
 from sim.agreement import agreement, latency_errors, tick_errors, verdict
-from sim.batch import Settings
-from sim.replay import arguments, capacity, replay, text
+from sim.batch import Batch, Settings
+from sim.executor import Executor
+from sim.replay import arguments, capacity, planned, replay, text
 from sim.rig import rig, run
 from sim.rigcost import Measured, fit, grid
 from sim.stepper import TickRow
@@ -135,6 +136,22 @@ def test_the_experiment_writes_its_prediction_before_it_runs_and_reports_what_it
     assert load["queries"] == len(queries["number"])
     assert "every tick" in text(report)
     assert json.loads((out / "report.json").read_bytes())["loads"]["50%"]["ks"] == load["ks"]
+
+
+def test_branches_that_share_nothing_and_unknown_rigs_are_refused() -> None:
+    with pytest.raises(ValueError, match="replay with sharing: tree"):
+        Executor(Batch(Settings(10, sharing="per_branch"), COST), 100)
+    with pytest.raises(ValueError, match="no rig for 'tpu'"):
+        rig("tpu")
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_what_would_run_and_that_nothing_was_measured() -> None:
+    asked = arguments("--device cuda --out x --dry-run --loads 0.3 --seeds 0 --seconds 4".split())
+    said = planned(asked)
+    assert "llama-3.1-8b and qwen2.5-math-prm-7b" in said
+    assert "not measured" in said
+    assert "30%" in said
 
 
 @pytest.mark.parametrize(
