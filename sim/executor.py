@@ -13,7 +13,7 @@ import numpy as np
 
 from hw.engine_step import Piece, Tick, ints
 from hw.kvtree import Ints
-from sim.batch import Batch, Stretch
+from sim.batch import Batch, Settings, Stretch
 from sim.kv import KvNode
 from sim.pages import Held, NamedPages
 
@@ -51,7 +51,7 @@ class Played:
 class Executor:
     """Plays the ticks of one batch, which must be new, on a real engine.
 
-    Raises ValueError for a batch whose branches share nothing: there a copy's source may be gone.
+    Raises ValueError for settings that are not played here.
     """
 
     def __init__(self, batch: Batch, vocab: int) -> None:
@@ -60,6 +60,13 @@ class Executor:
                 "kv.sharing: per_branch copies KV whose source may have been reclaimed, which a real "
                 "engine cannot do; replay with sharing: tree"
             )
+        own = Settings(1)
+        for name in ("reclaim", "enable_prefix_caching", "async_scheduling"):
+            if getattr(batch.settings, name) != getattr(own, name):
+                raise ValueError(
+                    f"engine.{name}: {getattr(batch.settings, name)} belongs to vLLM's engine, whose pages have no "
+                    f"names here; replay with {name}: {getattr(own, name)}"
+                )
         self.batch = batch
         self.vocab = vocab
         self.pages = batch.tree = NamedPages(batch.tree)

@@ -138,9 +138,13 @@ def test_the_experiment_writes_its_prediction_before_it_runs_and_reports_what_it
     assert json.loads((out / "report.json").read_bytes())["loads"]["50%"]["ks"] == load["ks"]
 
 
-def test_branches_that_share_nothing_and_unknown_rigs_are_refused() -> None:
+def test_settings_that_are_not_played_and_unknown_rigs_are_refused() -> None:
     with pytest.raises(ValueError, match="replay with sharing: tree"):
         Executor(Batch(Settings(10, sharing="per_branch"), COST), 100)
+    with pytest.raises(ValueError, match="replay with async_scheduling: False"):
+        Executor(Batch(Settings(10, async_scheduling=True), COST), 100)
+    with pytest.raises(ValueError, match="replay with enable_prefix_caching: True"):
+        Executor(Batch(Settings(10, enable_prefix_caching=False), COST), 100)
     with pytest.raises(ValueError, match="no rig for 'tpu'"):
         rig("tpu")
 
