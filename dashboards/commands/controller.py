@@ -1,0 +1,346 @@
+"""`treeline fit controller` and `treeline controller`: train one from scratch, and judge it beside fixed plans and oracles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from hw.device import CatalogError, device
+from hw.profile import ProfileError
+from hw.profile import load as load_profile
+from hw.shipped import default_profile, find_profile
+from hw.transformer import transformer
+from models import judging
+from models.judging import Played, bootstrap, cost_at
+from models.latency import LatencyError, step_cost
+from models.learned import Learned, load, save
+from models.mix import CALIBRATE, HOLD_OUT, TRAIN, Drawn, Mix, draw, mix, questions_of
+from models.promise import certify, sample_for
+from models.token_prices import token_prices
+from models.training import Prices, Staged, fit, staged
+from scenarios.errors import UserError
+
+DEVICE, MODEL, JUDGE = "h200-sxm-141gb", "llama-3.1-8b", "qwen2.5-math-prm-7b"
+PROMISES: Final = (0.90, 0.95, 0.97)
+LEAST_COVERAGE: Final = 0.10  # a promise that sells less than this is not won, stated beforehand
+CALIBRATION: Final = 1_000  # questions of a class behind a promise
+REDRAWS: Final = 100
+RATE: Final = 0.00548  # of a mean trajectory, in right answers: where single figures are quoted
+LOADS: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+Tell = Callable[[float, str], None] | None
+
+
+def prices_of(profile: str | None = None) -> Prices:
+    """What tokens cost on the default device by its profile. Raises UserError for a profile that is none."""
+    try:
+        chosen = device(DEVICE)
+        path = find_profile(profile) if profile else default_profile(DEVICE)
+        measured = load_profile(path) if path is not None else None
+        policy, judge = (step_cost(transformer(name), chosen, measured) for name in (MODEL, JUDGE))
+    except (ProfileError, CatalogError, LatencyError) as error:
+        raise UserError(str(error)) from None
+    return token_prices(policy, judge)
+
+
+def train(
+    out: str, questions: int, seed: int, *, profile: str | None, force: bool, tell: Tell
+) -> dict[str, Any]:
+    """Fit a controller from scratch and write it. Raises UserError where the file is there already."""
+    target = Path(out)
+    if target.exists() and not force:
+        raise UserError(f"{target} exists already. Name another with --out, or add --force.")
+    chosen, prices = mix(), prices_of(profile)
+    if tell is not None:
+        tell(0.0, "drawing questions")
+    drawn = draw(chosen, questions, TRAIN, seed)
+    try:
+        found = fit(chosen, drawn, prices, seed, tell)
+        save(found, target)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror}. Name another.") from None
+    return {"written": str(target), "questions": len(drawn), "provenance": dict(found.provenance)}
+
+
+def evaluate(path: str | None, questions: int, seed: int, tell: Tell) -> dict[str, Any]:
+    """Judge a controller on questions it never saw: the document that `text` shows."""
+    say = tell or (lambda share, word: None)
+    try:
+        controller = load(Path(path)) if path else load()
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    chosen, prices = mix(), prices_of()
+    names = chosen.classes
+    if controller.classes != names:
+        raise UserError("This controller was fitted on another mix of classes: fit it again.")
+    say(0.02, "held-out questions")
+    held = draw(chosen, questions, HOLD_OUT, seed)
+    train_set = draw(chosen, questions, TRAIN, seed)
+    table = staged(held, len(names), prices)
+    say(0.15, "fixed plans and the controller")
+    plans, trained = judging.fixed_plans(held, prices), judging.fixed_plans(train_set, prices)
+    curve = judging.learned(controller, table)
+    by = {plan.name: plan for plan in plans}
+    catalogue = [plan for plan in plans if not plan.name.startswith("sharp")]
+    equal = [
+        _equal(curve, plans, by[f"{kind} 64"], len(held)) for kind in ("best_of_n", "weighted_vote")
+    ]
+    unit = controller.unit_gpu_s
+    say(0.3, "oracles")
+    prices_s = [rate / unit for rate in judging.PRICES]
+    first = [judging.oracle_plan(held, plans, train_set, trained, rate) for rate in prices_s]
+    say(0.35, "an oracle that stops as it does")
+    second = _second_oracle(chosen, prices, questions, seed)
+    others = [judging.exact_verifier(held, prices, 64), judging.clairvoyant(held, prices, 64)]
+    low, high = (float(by[f"best_of_n {n}"].gpu_s.mean()) for n in (1, 64))
+    areas = {
+        "best fixed": judging.area(plans, low, high),
+        "learned": judging.area(curve, low, high),
+        "O1": judging.area(first, low, high),
+        "O2": judging.area(second, low, high),
+    }
+    say(0.6, "promises")
+    single = judging.play(controller, table, RATE)
+    cheap = judging.random_stops(table, single, seed)
+    promises = list(_promises(controller, chosen, prices, questions, seed))
+    say(0.8, "ablations and robustness")
+    return {
+        "questions": len(held),
+        "provenance": dict(controller.provenance),
+        "prices": prices.label,
+        "source_kind": "imported" if "imported" in prices.label else "measured",
+        "curve": [_point(p) for p in curve],
+        "fixed": [_point(p) for p in judging_frontier(plans)],
+        "fixed_in_catalogue": [_point(p) for p in judging_frontier(catalogue)],
+        "oracles": [_point(p) for p in (*first[::4], *second[::4], *others)],
+        "random": _point(cheap),
+        "at": _point(single),
+        "equal": equal,
+        "areas": areas,
+        "closed": {name: _closed(areas, name) for name in ("O1", "O2")},
+        "classes": list(_classes(controller, held, train_set, table, plans, trained, names)),
+        "hard": _hard(held, curve, plans),
+        "promises": promises,
+        "map": _map(controller, held, table),
+        "variants": list(_variants(controller, chosen, prices, questions // 2, seed, single)),
+        "calibration": _calibration(single),
+    }
+
+
+def judging_frontier(plans: list[Played]) -> list[Played]:
+    """The plans that no cheaper one reaches."""
+    best: list[Played] = []
+    for plan in sorted(plans, key=lambda plan: plan.point):
+        if not best or plan.point[1] > best[-1].point[1]:
+            best.append(plan)
+    return best
+
+
+def _equal(curve: list[Played], plans: list[Played], target: Played, n: int) -> dict[str, Any]:
+    """Cost at the accuracy of `target`, against its own and the best fixed plan's, with 95 % intervals."""
+    cost, accuracy = target.point
+    ours, fixed = cost_at(curve, accuracy), cost_at(plans, accuracy)
+    rows = {
+        "of_it": lambda at: (
+            cost_at(curve, float(target.right[at].mean()), at) / float(target.gpu_s[at].mean())
+        ),
+        "of_best_fixed": lambda at: (
+            cost_at(curve, float(target.right[at].mean()), at)
+            / cost_at(plans, float(target.right[at].mean()), at)
+        ),
+    }
+    intervals = {name: bootstrap(function, n, 100) for name, function in rows.items()}
+    return {
+        "target": target.name,
+        "accuracy": accuracy,
+        "gpu_s": cost,
+        "learned_gpu_s": ours,
+        "of_it": ours / cost,
+        "of_it_interval": intervals["of_it"],
+        "of_best_fixed": ours / fixed,
+        "of_best_fixed_interval": intervals["of_best_fixed"],
+    }
+
+
+def _second_oracle(chosen: Mix, prices: Prices, questions: int, seed: int) -> list[Played]:
+    """O2: the same learner and stopping, but its hint is the latent difficulty itself."""
+    knows = replace(chosen, informativeness=1.0)
+    oracle = fit(knows, draw(knows, questions, TRAIN, seed), prices, seed)
+    held = draw(knows, questions, HOLD_OUT, seed)
+    return judging.learned(oracle, staged(held, len(chosen.classes), prices), name="O2")
+
+
+def _closed(areas: dict[str, float], oracle: str) -> float:
+    gap = areas[oracle] - areas["best fixed"]
+    return (areas["learned"] - areas["best fixed"]) / gap if gap > 0 else math.nan
+
+
+def _classes(
+    controller: Learned,
+    held: Drawn,
+    train_set: Drawn,
+    table: Staged,
+    plans: list[Played],
+    trained: list[Played],
+    names: tuple[str, ...],
+) -> Iterator[dict[str, Any]]:
+    """Each class: utility against the fixed plan that was best on its training questions, paired."""
+    rate_s = RATE / controller.unit_gpu_s
+    single = judging.play(controller, table, RATE)
+    for number, name in enumerate(names):
+        mine, known = held.klass == number, train_set.klass == number
+        worth = [float((p.right[known] - rate_s * p.gpu_s[known]).mean()) for p in trained]
+        best = plans[int(np.argmax(worth))]
+        ours = single.right[mine] - rate_s * single.gpu_s[mine]
+        theirs = best.right[mine] - rate_s * best.gpu_s[mine]
+        difference = ours - theirs
+        n = int(mine.sum())
+        bound = float(difference.mean() - 1.645 * difference.std(ddof=1) / math.sqrt(n))
+        yield {
+            "class": name,
+            "n": n,
+            "best_fixed": best.name,
+            "accuracy": float(single.right[mine].mean()),
+            "accuracy_best_fixed": float(best.right[mine].mean()),
+            "gpu_s": float(single.gpu_s[mine].mean()),
+            "gpu_s_best_fixed": float(best.gpu_s[mine].mean()),
+            "utility_gain": float(difference.mean() / theirs.mean()),
+            "bound": bound / float(theirs.mean()),
+        }
+
+
+def _hard(held: Drawn, curve: list[Played], plans: list[Played]) -> dict[str, Any]:
+    """The hard band, a pass rate of .001 to .05: cost at the accuracy of max best-of-64."""
+    rows = (held.pass_rate >= 0.001) & (held.pass_rate <= 0.05)
+    target = next(plan for plan in plans if plan.name == "best_of_n 64")
+    accuracy = float(target.right[rows].mean())
+    ours = cost_at(curve, accuracy, rows)
+    cost = float(target.gpu_s[rows].mean())
+    return {
+        "n": int(rows.sum()),
+        "accuracy": accuracy,
+        "gpu_s": cost,
+        "cheaper": cost / ours if math.isfinite(ours) else None,
+    }
+
+
+def _promises(
+    controller: Learned, chosen: Mix, prices: Prices, questions: int, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Each class and promise: how often redrawn calibration breaks it, what it sells, what that costs."""
+    pool = draw(chosen, questions, CALIBRATE, seed)
+    table = staged(pool, len(chosen.classes), prices)
+    single = judging.play(controller, table, RATE / 4)  # a promise thinks longer
+    random = np.random.default_rng(seed)
+    for number, name in enumerate(chosen.classes):
+        rows = np.flatnonzero(pool.klass == number)
+        signal, right, cost = single.confidence[rows], single.right[rows], single.gpu_s[rows]
+        for promise in PROMISES:
+            ideal = _ideal(signal, right, promise)
+            broken, coverage, refused, precision = 0, [], 0, []
+            for _ in range(REDRAWS):
+                sample = random.choice(len(rows), min(CALIBRATION, len(rows)), replace=False)
+                found = certify(signal[sample], right[sample], promise)
+                if found is None:
+                    refused += 1
+                    continue
+                sold = signal >= found.threshold
+                coverage.append(float(sold.mean()))
+                precision.append(float(right[sold].mean()))
+                broken += precision[-1] < promise
+            mean = float(np.mean(coverage)) if coverage else 0.0
+            yield {
+                "class": name,
+                "promise": promise,
+                "redraws": REDRAWS,
+                "refused": refused,
+                "broken": broken,
+                "coverage": mean,
+                "ideal_coverage": ideal,
+                "precision": float(np.mean(precision)) if precision else None,
+                "gpu_s_per_sold": float(cost.mean()) / mean if mean > 0 else None,
+                "won": mean >= LEAST_COVERAGE,
+                "sample_needed": sample_for(promise, float(np.mean(precision or [right.mean()]))),
+            }
+
+
+def _ideal(signal: Any, right: Any, promise: float) -> float:
+    """The largest coverage at which the promise holds, if the truth were known."""
+    order = np.argsort(-signal, kind="stable")
+    precision = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
+    holds = np.flatnonzero(precision >= promise)
+    return float((holds[-1] + 1) / len(order)) if len(holds) else 0.0
+
+
+def _map(controller: Learned, held: Drawn, table: Staged) -> dict[str, Any]:
+    """Mean trajectories by difficulty (fifths of the hint, easiest first) and load (price of GPU time)."""
+    edges = np.quantile(held.hint, np.linspace(0, 1, 6)[1:-1])
+    fifth = 4 - np.searchsorted(edges, held.hint)
+    cells = []
+    for load_ in LOADS:
+        grown = judging.play(controller, table, RATE * load_).trajectories
+        cells.append([float(grown[fifth == band].mean()) for band in range(5)])
+    return {"loads": list(LOADS), "trajectories": cells}
+
+
+def _variants(
+    controller: Learned, chosen: Mix, prices: Prices, questions: int, seed: int, base: Played
+) -> Iterator[dict[str, Any]]:
+    """Ablations and what happens when the world is not as it was learned."""
+    names = chosen.classes
+
+    def played(told: Learned, held: Drawn, price: Prices = prices) -> Played:
+        return judging.play(told, staged(held, len(names), price), RATE)
+
+    yield {"variant": "as it is"} | _point(base)
+    blind = replace(chosen, informativeness=0.0)
+    told = fit(blind, draw(blind, questions, TRAIN, seed), prices, seed)
+    yield {"variant": "no features (a hint that says nothing)"} | _point(
+        played(told, draw(blind, questions, HOLD_OUT, seed))
+    )
+    for share in (0.3, 0.6):
+        other = replace(chosen, informativeness=share)
+        told = fit(other, draw(other, questions, TRAIN, seed), prices, seed)
+        yield {"variant": f"a hint of R2 {share:g}"} | _point(
+            played(told, draw(other, questions, HOLD_OUT, seed))
+        )
+    swapped = replace(
+        chosen, shares=dict(zip(names, reversed(list(chosen.shares.values())), strict=True))
+    )
+    yield {"variant": "another mix (shares reversed)"} | _point(
+        played(controller, draw(swapped, questions, HOLD_OUT, seed))
+    )
+    drifted = {
+        name: replace(questions_of(name)[1], bias=questions_of(name)[1].bias + 0.7)
+        for name in names
+    }
+    yield {"variant": "a verifier that drifted (+0.7 logits)"} | _point(
+        played(controller, draw(chosen, questions, HOLD_OUT, seed, verifiers=drifted))
+    )
+    wrong = replace(prices, scored_s=10 * prices.scored_s)
+    yield {"variant": "a wrong profile (scoring ten times dearer than learned)"} | _point(
+        played(controller, draw(chosen, questions, HOLD_OUT, seed), wrong)
+    )
+
+
+def _calibration(single: Played) -> dict[str, float]:
+    from sim.metrics import calibration
+
+    found = calibration(single.confidence, single.right)
+    return {"mean_confidence": found.mean_confidence, "ece": found.ece, "brier": found.brier}
+
+
+def _point(played: Played) -> dict[str, Any]:
+    cost, accuracy = played.point
+    return {
+        "name": played.name,
+        "gpu_s": cost,
+        "accuracy": accuracy,
+        "trajectories": float(played.trajectories.mean()),
+    }

@@ -1,0 +1,207 @@
+"""How good a controller is: cost against accuracy beside fixed plans and oracles, on questions it never saw.
+
+Everything is played on the same answers, so differences are paired. A curve is a set of (GPU-seconds a
+query, accuracy) points, one for each price of GPU time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from models.batch_rollout import best, vote
+from models.evidence import seen
+from models.learned import RATES, STAGES, Learned
+from models.mix import Drawn
+from models.training import Prices, Staged, staged
+from models.world import LOST
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+PRICES: Final = tuple(np.geomspace(RATES[0] * 1.5, RATES[1] / 1.5, 17).tolist())
+BANDS: Final = 24  # of the pass rate, in which an oracle looks up what a plan does
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What a way to decide did on every question: right or not, GPU-seconds, trajectories; shape (questions,)."""
+
+    name: str
+    right: Bools
+    gpu_s: Floats
+    trajectories: npt.NDArray[np.int64]
+    confidence: Floats
+
+    @property
+    def point(self) -> tuple[float, float]:
+        """Mean GPU-seconds and accuracy."""
+        return float(self.gpu_s.mean()), float(self.right.mean())
+
+
+def fixed_plans(drawn: Drawn, prices: Prices) -> list[Played]:
+    """Every plan without a controller: majority, best-of-n and weighted votes of each number of trajectories."""
+    found = []
+    spent = np.cumsum(drawn.tokens, axis=1)
+    for n in STAGES:
+        wrong, score = drawn.wrong[:, :n], drawn.score[:, :n]
+        tokens = spent[:, n - 1]
+        sharp = seen(wrong, score, drawn.tokens[:, :n]).wrong
+        for name, chosen, scored in (
+            (f"self_consistency {n}", vote(wrong, np.ones(wrong.shape))[0], False),
+            (f"best_of_n {n}", best(wrong, score)[0], True),
+            (f"weighted_vote {n}", vote(wrong, score)[0], True),
+            (f"sharp vote {n}", sharp, True),
+        ):
+            found.append(_played(name, chosen == 0, prices.trajectories(tokens, scored), n))
+    return found
+
+
+def learned(
+    controller: Learned, table: Staged, rates: Sequence[float] = PRICES, name: str = "learned"
+) -> list[Played]:
+    """The learned controller at each price of a mean trajectory."""
+    return [play(controller, table, rate, name) for rate in rates]
+
+
+def play(controller: Learned, table: Staged, rate: float, name: str = "learned") -> Played:
+    """Let the controller decide after every stage of every question."""
+    n = len(table.right[0])
+    alive = np.arange(n)
+    right, gpu_s = np.zeros(n, dtype=np.bool_), np.zeros(n)
+    grown, confidence = np.zeros(n, dtype=np.int64), np.zeros(n)
+    for stage, number in enumerate(controller.stages):
+        gpu_s[alive] += table.spent[stage][alive]
+        goes = controller.go_on(stage, table.rows[stage][alive], rate)
+        ends = alive[~goes]
+        right[ends] = table.right[stage][ends]
+        grown[ends] = number
+        confidence[ends] = controller.confidences(stage, table.rows[stage][ends])
+        alive = alive[goes]
+        if not len(alive):
+            break
+    return Played(f"{name} at {rate:.3g}", right, gpu_s, grown, confidence)
+
+
+def random_stops(table: Staged, like: Played, seed: int = 0) -> Played:
+    """Stop where the controller stops, but on other questions of the mix: the same cost, no judgement."""
+    order = np.random.default_rng(seed).permutation(len(like.right))
+    grown = like.trajectories[order]
+    spent = np.cumsum(np.stack(table.spent), axis=0)
+    stage = np.searchsorted(STAGES, grown)
+    rows = np.arange(len(order))
+    right = np.stack(table.right)[stage, rows]
+    return Played("random", right, spent[stage, rows], grown, np.full(len(order), np.nan))
+
+
+def oracle_plan(
+    drawn: Drawn, plans: Sequence[Played], train: Drawn, trained: Sequence[Played], rate_s: float
+) -> Played:
+    """O1: knows class and pass rate, and picks the one plan with the best value less cost at that price.
+
+    `trained` are the same plans on the training questions, from which it knows what they do in each of
+    `BANDS` bands of the pass rate of a class. `rate_s` is the price of a GPU-second in right answers.
+    """
+    edges = np.quantile(train.pass_rate, np.linspace(0, 1, BANDS + 1)[1:-1])
+    cell = drawn.klass * BANDS + np.searchsorted(edges, drawn.pass_rate)
+    known = train.klass * BANDS + np.searchsorted(edges, train.pass_rate)
+    size = int(max(cell.max(), known.max())) + 1
+    count = np.maximum(np.bincount(known, minlength=size), 1)
+    worth = np.stack(
+        [np.bincount(known, plan.right - rate_s * plan.gpu_s, size) / count for plan in trained]
+    )
+    chosen = worth.argmax(axis=0)[cell]
+    rows = np.arange(len(drawn))
+    return Played(
+        "O1: knows class and pass rate",
+        np.stack([plan.right for plan in plans])[chosen, rows],
+        np.stack([plan.gpu_s for plan in plans])[chosen, rows],
+        np.stack([plan.trajectories for plan in plans])[chosen, rows],
+        np.full(len(rows), np.nan),
+    )
+
+
+def exact_verifier(drawn: Drawn, prices: Prices, most: int) -> Played:
+    """O3: sees at once whether an answer is right, and stops at the first that is, or after `most`."""
+    right = drawn.wrong[:, :most] == 0
+    found = right.any(axis=1)
+    grown = np.where(found, right.argmax(axis=1) + 1, most)
+    tokens = np.cumsum(drawn.tokens[:, :most], axis=1)[np.arange(len(drawn)), grown - 1]
+    return Played(
+        f"O3: verifies exactly, up to {most}", found, prices.trajectories(tokens, False), grown,
+        np.full(len(grown), np.nan),
+    )  # fmt: skip
+
+
+def clairvoyant(drawn: Drawn, prices: Prices, most: int) -> Played:
+    """O4: knows the outcome of every trajectory, and grows only the first right one, if there is one."""
+    right = drawn.wrong[:, :most] == 0
+    found = right.any(axis=1)
+    tokens = drawn.tokens[np.arange(len(drawn)), np.where(found, right.argmax(axis=1), 0)]
+    return Played(
+        f"O4: clairvoyant, up to {most}", found, prices.trajectories(tokens, False),
+        np.ones(len(found), dtype=np.int64), np.full(len(found), np.nan),
+    )  # fmt: skip
+
+
+def cost_at(curve: Sequence[Played], accuracy: float, rows: Any = slice(None)) -> float:
+    """GPU-seconds a query at which a curve reaches an accuracy, by interpolation; inf where it does not."""
+    points = frontier([(float(p.gpu_s[rows].mean()), float(p.right[rows].mean())) for p in curve])
+    costs, reached = (np.array(column) for column in zip(*points, strict=True))
+    if accuracy > reached[-1]:
+        return math.inf
+    return float(np.interp(accuracy, reached, costs))
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no cheaper one reaches or beats, cheapest first."""
+    found: list[tuple[float, float]] = []
+    for cost, accuracy in sorted(points):
+        if not found or accuracy > found[-1][1]:
+            found.append((cost, accuracy))
+    return found
+
+
+def area(curve: Sequence[Played], low: float, high: float) -> float:
+    """Mean accuracy between two costs, the cost on a logarithmic axis; the curve is a step held to the right."""
+    points = frontier([p.point for p in curve])
+    at = np.geomspace(low, high, 400)
+    costs, reached = (np.array(column) for column in zip(*points, strict=True))
+    place = np.searchsorted(costs, at, side="right") - 1
+    held = np.interp(np.log(at), np.log(costs), reached)
+    return float(np.where(place >= 0, held, reached[0]).mean())
+
+
+def bootstrap(
+    statistic: Callable[[npt.NDArray[np.int64]], float], n: int, times: int = 200, seed: int = 0
+) -> tuple[float, float]:
+    """The 2.5 % and 97.5 % quantile of a statistic over resampled questions (paired: rows are shared)."""
+    random = np.random.default_rng(seed)
+    values = [statistic(random.integers(0, n, n)) for _ in range(times)]
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def table_of(drawn: Drawn, classes: int, prices: Prices) -> Staged:
+    """The questions as a controller sees them."""
+    return staged(drawn, classes, prices)
+
+
+def by_class(drawn: Drawn, names: Sequence[str]) -> Mapping[str, Bools]:
+    """Which questions belong to each class."""
+    return {name: drawn.klass == number for number, name in enumerate(names)}
+
+
+def lost(drawn: Drawn) -> float:
+    """Share of trajectories that end without an answer."""
+    return float((drawn.wrong == LOST).mean())
+
+
+def _played(name: str, right: npt.NDArray[Any], gpu_s: Floats, n: int) -> Played:
+    count = len(right)
+    return Played(name, right, gpu_s, np.full(count, n, dtype=np.int64), np.full(count, np.nan))
