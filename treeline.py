@@ -458,6 +458,36 @@ def bill(
 
 
 @command
+def controller(
+    file: Annotated[
+        str | None,
+        typer.Argument(metavar="FILE", help="A controller; by default the one that ships."),
+    ] = None,
+    questions: Annotated[
+        int, typer.Option(min=2000, metavar="N", help="Held-out questions of the frozen mix.")
+    ] = 24_000,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Other questions.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Judge a learned controller: cost at equal accuracy, oracles, promises, a map of its decisions.
+
+    Everything on questions that it never saw; takes two minutes.
+
+    \b
+    Example: treeline controller
+             treeline controller mine.json --json
+    """
+    from dashboards.commands.controller import evaluate, text
+    from dashboards.terminal import as_json as to_json
+    from dashboards.terminal import progress
+
+    with progress("a controller", quiet=quiet, doing="judging") as tell:
+        found = evaluate(file, questions, seed, tell)
+    typer.echo(to_json(found) if as_json else text(found))
+
+
+@command
 def catalog(
     kind: Annotated[
         str | None, typer.Argument(help="devices, models, presets or algorithms; all by default.")
@@ -766,6 +796,40 @@ def fit_cost(
         typer.echo(to_json(document(*found)))
     else:
         stdout().print(picture(*found))
+
+
+@functools.partial(command, group=fit_app, name="controller")
+def fit_controller(
+    out: Annotated[str, typer.Option(metavar="FILE", help="Where to write it.")],
+    questions: Annotated[
+        int, typer.Option(min=1000, metavar="N", help="Training questions of the frozen mix.")
+    ] = 30_000,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Other questions.")] = 0,
+    profile: Annotated[
+        str | None, typer.Option(metavar="PROFILE", help="Whose step costs price a token.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Train a controller from scratch: how much thinking is a query worth? A minute or two.
+
+    \b
+    Example: treeline fit controller --out mine.json
+    """
+    from dashboards.commands.controller import train
+    from dashboards.terminal import as_json as to_json
+    from dashboards.terminal import plain, progress
+
+    with progress("a controller", quiet=quiet, doing="fitting") as tell:
+        found = train(out, questions, seed, profile=profile, force=force, tell=tell)
+    if as_json:
+        typer.echo(to_json(found))
+    else:
+        typer.echo(
+            f"Wrote {plain(found['written'])}, learned from {found['questions']:,} questions. Use it: "
+            f"controller: {{kind: learned, file: {plain(found['written'])}, value_per_correct: 0.05 USD}}"
+        )
 
 
 @functools.partial(command, group=fit_app, name="questions")

@@ -13,8 +13,10 @@ from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from models.search import ALGORITHMS, Parameter, Value
+from models.search_staged import staged_vote
 from models.tree import Search, Tree
 
+STAGED: Final = "staged_vote"  # a controller's own search: no scenario can ask for it
 _BUDGETS: Final[Mapping[str, Parameter]] = MappingProxyType(
     {
         "max_tokens": Parameter(1, "tokens generated for one query", 1, math.inf),
@@ -48,6 +50,9 @@ class Features:
     tier: Plan  # what the tier asks for
     query_class: str = ""
     prompt_tokens: int = 0
+    preset: str = ""  # the preset of its class, by which a learned controller knows it
+    key: int = 0  # of the query: what a look at its prompt tells is drawn from it
+    load: Callable[[], float] | None = None  # pressure on its replica now, 0 when nothing waits
 
 
 class Controller(Protocol):
@@ -112,6 +117,8 @@ def plan(
 
 def search_for(chosen: Plan, tree: Tree) -> Search:
     """Start the chosen search on `tree`; the plan's budgets are the driver's."""
+    if chosen.algorithm == STAGED:
+        return staged_vote(tree, **chosen.params)
     return ALGORITHMS[chosen.algorithm].function(tree, **chosen.params)
 
 

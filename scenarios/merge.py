@@ -98,7 +98,7 @@ def locate_key(tree: Value, path: Keys) -> Mark:
 
 def with_paths_resolved(tree: Value) -> Value:
     """File names inside the scenario made relative to the working directory, as `--set` ones are."""
-    paths: list[Keys] = [("workload", "arrivals", "path")]
+    paths: list[Keys] = [("workload", "arrivals", "path"), ("controller", "file")]
     fleet = tree.get("fleet")
     if fleet is not None and isinstance(fleet.data, dict):
         paths += [("fleet", name, "model", "config") for name in fleet.data]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -307,9 +307,30 @@ class Tier(Strict):
 
 
 class Controller(Strict):
-    """Who decides how much a query thinks: `fixed` is what its tier's search says."""
+    """Who decides how much a query thinks: `fixed` is what its tier's search says.
 
-    kind: Literal["fixed"] = "fixed"
+    `learned` decides stage by stage how wide the vote of a query is, up to its tier's n: it goes on while
+    the chance that it gains, times `value_per_correct`, exceeds the GPU time that it costs. `load_gain`
+    makes that time dearer under load: each replica-full of waiting or memory pressure adds so many times
+    its price. The vote grows in at most `max_rounds` rounds: fewer answer sooner and cost more. `file` is a controller made by `treeline fit controller`; by default the one that ships.
+    """
+
+    kind: Literal["fixed", "learned"] = "fixed"
+    value_per_correct: Annotated[Usd, Field(gt=0)] | None = None
+    load_gain: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    max_rounds: Annotated[int, Field(ge=1, le=12)] = 4
+    file: Text | None = None
+
+    @model_validator(mode="after")
+    def _learned_needs_a_value(self) -> Self:
+        given = {"value_per_correct", "load_gain", "max_rounds", "file"} & self.model_fields_set
+        if self.kind == "fixed" and given:
+            hint = "write kind: learned beside it, or leave it out"
+            raise wrong(f"a fixed controller has no {sorted(given)[0]}", hint)
+        if self.kind == "learned" and self.value_per_correct is None:
+            hint = "say what a right answer is worth: value_per_correct: 0.05 USD"
+            raise wrong("a learned controller weighs GPU time against right answers", hint)
+        return self
 
 
 class Sweep(Strict):

@@ -69,6 +69,13 @@ class Replica:
         """Register a query; its pages and work come with its branches."""
         return self.batch.prompt(tokens, prefix, owner)
 
+    def pressure(self) -> float:
+        """How full it is: 0 idle, 1 with every place or page in use, more where branches wait."""
+        batch = self.batch
+        tree, places = batch.tree, batch.settings.max_num_seqs
+        pinned = (tree.total - tree.free - tree.cached) / tree.total
+        return max(batch.decoders / places, pinned) + batch.waiting_branches / places
+
     def do(self, action: Callable[..., Any], *arguments: Any) -> None:
         """Submit something: at once between two ticks, else at the next boundary; see `_lag`."""
         batch = self.batch

@@ -15,8 +15,9 @@ import simpy
 
 from models.batch_rollout import batch_rollout, covers
 from models.calibration import Calibrator
-from models.controller import Features, Plan, controller, search_for
+from models.controller import Features, Plan, search_for
 from models.keyed import root_keys
+from models.rollout import rollout
 from models.tree import Tree
 from scenarios.errors import UserError
 from sim.fleet import Fleet
@@ -31,6 +32,7 @@ from sim.workload import Queries, queries
 Calibrators = dict[tuple[int, int], Calibrator]  # by class and tier
 
 _CALIBRATION = 3  # random stream of the rollouts that calibrate confidence
+_DECIDED = 1_000  # questions played to calibrate a class that a controller decides on
 _CALIBRATION_BRANCHES = 25_000  # branches grown to calibrate one class in one tier,
 _COLUMNS = 8  # times as many where they are grown in columns
 _SAMPLES = 240  # of the timeline, over arrivals
@@ -45,6 +47,9 @@ def calibrate(resolved: Resolved, class_index: int, tier_index: int) -> Calibrat
     """Fit signal -> confidence for one class in one tier, on questions that no run will meet."""
     item = resolved.classes[class_index]
     chosen = resolved.plans[tier_index]
+    decided = _decided(resolved, item, chosen, tokens=1, key=0)
+    if decided.algorithm != chosen.algorithm:
+        return _calibrate_decided(resolved, class_index, tier_index)
     branches = _CALIBRATION_BRANCHES * (_COLUMNS if covers(chosen) else 1)
     samples = int(min(5000, max(250, branches / grown(chosen))))
     keys = root_keys(resolved.scenario.seed, class_index * 1000 + tier_index, _CALIBRATION, samples)
@@ -52,6 +57,27 @@ def calibrate(resolved: Resolved, class_index: int, tier_index: int) -> Calibrat
     found = batch_rollout(item.questions, item.verifier, keys, chosen, item.output_tokens, tokens)
     kept = found.answered
     return Calibrator.fit(found.signal[kept], found.correct[kept])
+
+
+def _decided(resolved: Resolved, item: ResolvedClass, tier: Plan, tokens: int, key: int) -> Plan:
+    """What the controller gives a query when nothing waits."""
+    return resolved.controller.plan(Features(tier, "", tokens, item.questions.name, key))
+
+
+def _calibrate_decided(resolved: Resolved, class_index: int, tier_index: int) -> Calibrator:
+    """`calibrate` where a controller decides query by query: each is played by its own search."""
+    item, tier = resolved.classes[class_index], resolved.plans[tier_index]
+    tokens = max(1, round(item.questions.prompt_tokens(0.5)))
+    purpose = class_index * 1000 + tier_index
+    signals, correct = [], []
+    for key in root_keys(resolved.scenario.seed, purpose, _CALIBRATION, _DECIDED).tolist():
+        world = _world(item, key, tokens, -1)
+        chosen = _decided(resolved, item, tier, tokens, key)
+        outcome = rollout(search_for(chosen, Tree(world.root)), world, chosen.max_tokens)
+        if outcome.answer is not None:
+            signals.append(outcome.signal)
+            correct.append(outcome.correct)
+    return Calibrator.fit(signals, correct)
 
 
 def pairs(resolved: Resolved) -> list[tuple[int, int]]:
@@ -162,7 +188,7 @@ def arrivals(
     make: Callable[..., Thinking] = Thinking,
 ) -> Generator[simpy.Event, Any, Any]:
     """Let the queries of `demand` arrive and think, each made by `make`; None where it is refused."""
-    decide = controller(resolved.scenario.controller.kind)
+    decide = resolved.controller
     plans = resolved.plans
     classes = resolved.classes
     block = resolved.policy.settings.block_size
@@ -187,8 +213,10 @@ def arrivals(
             continue
         tokens = max(1, tokens)
         world = _world(classes[item], key, tokens, given)
-        chosen: Plan = decide.plan(Features(plans[tier], demand.classes[item], tokens))
         replica, judge = fleet.place(row, key)
+        preset = classes[item].questions.name
+        known = Features(plans[tier], demand.classes[item], tokens, preset, key, replica.pressure)
+        chosen: Plan = decide.plan(known)
         prefix = _chain(demand.prefix[row], tokens, block) if demand.prefix is not None else ()
         query = make(
             row,

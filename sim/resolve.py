@@ -7,7 +7,7 @@ and an absurd scenario is refused before it runs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hw.profile import load as load_profile
 from hw.rates import hourly, watts
 from hw.shipped import default_profile, find_profile
 from hw.transformer import Transformer, from_config, transformer
-from models.controller import Plan, PlanError, plan
+from models.controller import Controller, Fixed, Plan, PlanError, plan
 from models.latency import CapacityError, LatencyError, StepCost, kv_pages, step_cost
 from models.layer_cost import is_layered, layer_cost
 from models.lengths import Quantile, quantile
@@ -30,6 +30,7 @@ from scenarios.errors import UserError
 from scenarios.loader import Loaded
 from scenarios.schema import Pool, QueryClass, Scenario, Tier
 from sim.batch import Settings
+from sim.controllers import controller_of
 from sim.trace import Trace
 from sim.traces import Source
 from sim.workload import horizon_s, source
@@ -70,6 +71,7 @@ class Resolved:
     classes: tuple[ResolvedClass, ...]
     plans: tuple[Plan, ...]  # by tier, in the scenario's order
     trace: Source | None
+    controller: Controller = field(default_factory=Fixed)
 
     @property
     def scenario(self) -> Scenario:
@@ -125,7 +127,8 @@ def resolve(loaded: Loaded) -> Resolved:
         _class(loaded, name, item, judge is not None)
         for name, item in scenario.workload.classes.items()
     )
-    return Resolved(loaded, policy, judge, classes, plans, source(scenario))
+    decides = controller_of(loaded, policy.cost, judge.cost if judge is not None else None)
+    return Resolved(loaded, policy, judge, classes, plans, source(scenario), decides)
 
 
 def estimate(resolved: Resolved) -> Estimate:

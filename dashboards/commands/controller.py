@@ -344,3 +344,117 @@ def _point(played: Played) -> dict[str, Any]:
         "accuracy": accuracy,
         "trajectories": float(played.trajectories.mean()),
     }
+
+
+# -- for people ----------------------------------------------------------------------------------------
+
+
+def text(found: dict[str, Any]) -> str:
+    """The document of `evaluate` for people."""
+    at, calibration = found["at"], found["calibration"]
+    lines = [
+        (
+            f"{found['questions']:,} questions held out, of a frozen mix; trained on "
+            f"{found['provenance']['questions']:,} others."
+        ),
+        f"GPU-seconds: {found['prices']}.",
+        "",
+        "Cost against accuracy",
+        *_picture(found),
+        "",
+        "At equal accuracy, the learned controller spends",
+    ]
+    for row in found["equal"]:
+        low, high = row["of_it_interval"]
+        below, above = row["of_best_fixed_interval"]
+        lines.append(
+            f"  {100 * row['of_it']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {row['target']} "
+            f"({100 * row['accuracy']:.1f} % right), and {100 * row['of_best_fixed']:.0f} % "
+            f"[{100 * below:.0f}, {100 * above:.0f}] of the best fixed plan there"
+        )
+    hard = found["hard"]
+    hard_word = "not reached" if hard["cheaper"] is None else f"{hard['cheaper']:.1f} times cheaper"
+    lines += [
+        (
+            f"  on hard questions (pass rate .001 to .05, {hard['n']:,} of them) at the {100 * hard['accuracy']:.1f} % of "
+            f"best_of_n 64: {hard_word}"
+        ),
+        "",
+        "Oracles (accuracy averaged over log cost, from best_of_n 1 to 64)",
+        "  " + ", ".join(f"{name} {value:.4f}" for name, value in found["areas"].items()),
+        "  gap from the best fixed plans closed: "
+        + ", ".join(f"{100 * value:.0f} % to {name}" for name, value in found["closed"].items()),
+        *(
+            f"  {row['name']:44} {row['gpu_s']:8.3f} GPU-s  {100 * row['accuracy']:5.1f} %"
+            for row in found["oracles"]
+        ),
+        "",
+        (
+            f"At one price of GPU time ({at['name']}): {at['gpu_s']:.3f} GPU-s, {100 * at['accuracy']:.1f} % right, "
+            f"{at['trajectories']:.1f} trajectories; the same stops on other questions: "
+            f"{100 * found['random']['accuracy']:.1f} % at {found['random']['gpu_s']:.3f} GPU-s."
+        ),
+        f"Its confidence: {100 * calibration['mean_confidence']:.1f} % stated on average, ECE {calibration['ece']:.4f}.",
+        "",
+        "By class, against the fixed plan that was best on its training questions",
+        f"  {'class':10} {'n':>6}  {'best fixed':20} {'accuracy':>16}  {'GPU-s':>14}  utility, 95 % bound",
+    ]
+    for row in found["classes"]:
+        lines.append(
+            f"  {row['class']:10} {row['n']:6,}  {row['best_fixed']:20} "
+            f"{100 * row['accuracy_best_fixed']:5.1f} -> {100 * row['accuracy']:5.1f} %  "
+            f"{row['gpu_s_best_fixed']:5.3f} -> {row['gpu_s']:5.3f}  {100 * row['utility_gain']:+5.1f} %, "
+            f"> {100 * row['bound']:+.1f} %"
+        )
+    lines += [
+        "",
+        (
+            f"Promises by Learn-then-Test, {CALIBRATION:,} calibration questions a class, {REDRAWS} redraws (at least "
+            f"{100 * LEAST_COVERAGE:.0f} % must be sold)"
+        ),
+        f"  {'class':10} {'promise':>7}  {'broken':>6} {'refused':>7}  {'sold':>6} {'ideal':>6}  {'right':>6}  GPU-s/sold",
+    ]
+    for row in found["promises"]:
+        right = "-" if row["precision"] is None else f"{100 * row['precision']:.1f} %"
+        cost = "-" if row["gpu_s_per_sold"] is None else f"{row['gpu_s_per_sold']:.3f}"
+        lines.append(
+            f"  {row['class']:10} {100 * row['promise']:5.0f} %  {row['broken']:6} {row['refused']:7}  "
+            f"{100 * row['coverage']:5.1f} % {100 * row['ideal_coverage']:4.1f} %  {right:>6}  {cost}"
+        )
+    lines += ["", "Trajectories by difficulty (fifths of the hint) and load (price of GPU time)"]
+    head = "".join(f"{word:>10}" for word in ("easiest", "easy", "middle", "hard", "hardest"))
+    lines.append(f"  {'load':>5}{head}")
+    most = max(max(row) for row in found["map"]["trajectories"])
+    for load_, row in zip(found["map"]["loads"], found["map"]["trajectories"], strict=True):
+        cells = "".join(f"{_shade(n / most)} {n:7.1f}" for n in row)
+        lines.append(f"  {load_:4g}x{cells}")
+    lines += ["", "What if"]
+    lines += [
+        f"  {row['variant']:56} {row['gpu_s']:6.3f} GPU-s  {100 * row['accuracy']:5.1f} %"
+        for row in found["variants"]
+    ]
+    return "\n".join(lines)
+
+
+def _shade(share: float) -> str:
+    return " " + "░▒▓█"[min(3, int(4 * share))]
+
+
+def _picture(found: dict[str, Any], width: int = 72, height: int = 14) -> list[str]:
+    """Accuracy over the logarithm of cost: L the controller, f fixed plans, o oracles."""
+    groups = (("f", found["fixed"]), ("o", found["oracles"]), ("L", found["curve"]))
+    points = [(letter, row["gpu_s"], row["accuracy"]) for letter, rows in groups for row in rows]
+    costs, reached = [math.log(p[1]) for p in points], [p[2] for p in points]
+    left, right, low, high = min(costs), max(costs), min(reached), 1.0
+    grid = [[" "] * width for _ in range(height)]
+    for letter, cost, accuracy in points:
+        x = round((math.log(cost) - left) / (right - left) * (width - 1))
+        y = round((high - accuracy) / (high - low) * (height - 1))
+        grid[y][x] = letter
+    shown = []
+    for number, row in enumerate(grid):
+        level = high - (high - low) * number / (height - 1)
+        shown.append(f"  {100 * level:5.1f} % |{''.join(row).rstrip()}")
+    ends = f"{math.exp(left):.3g}", f"{math.exp(right):.3g} GPU-s a query"
+    shown.append(f"          {ends[0]}{' ' * (width - len(ends[0]) - len(ends[1]))}{ends[1]}")
+    return [*shown, "          L learned, f fixed plans, o oracles; cost on a logarithmic axis"]
