@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -31,6 +32,17 @@ def test_a_cpu_says_what_it_is_and_nothing_of_who_or_where() -> None:
     shape = ops.Shape(16, 4, 2)
     assert on.kernels(shape) is on.kernels(shape)
     on.wait()
+
+
+def test_one_thread_is_timed_by_its_own_time_and_several_by_the_wall_clock(monkeypatch) -> None:
+    for threads, now, said in (
+        ("1", time.process_time, "CPU time of one thread"),
+        ("2", time.perf_counter, "wall clock"),
+    ):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        on = on_cpu()
+        assert on.clock.now is now
+        assert on.facts["clock"] == said
 
 
 class Device:
