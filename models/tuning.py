@@ -29,6 +29,8 @@ Tell = Callable[[float, str], object]
 
 NOT_TRAINED: Final = frozenset({"max_steps", "inject", "aggregate"})
 """Guards and texts, and what is no number."""
+CAREFUL: Final = 0.97
+"""The winner costs at most this share of the limit in training, so that it keeps it on other questions."""
 STREAMS: Final = {"train": 11, "test": 12}  # of random questions, apart from those that runs meet
 EXPLORED, PARENTS, FINALISTS = (
     0.4,
@@ -103,7 +105,7 @@ def train(
     given: Mapping[str, Any] | None = None,
     only: Iterable[str] | None = None,
     candidates: int = 80,
-    questions: int = 1500,
+    questions: int = 2000,
     held_out: int = 2000,
     tell: Tell | None = None,
 ) -> Tuned:
@@ -144,7 +146,8 @@ def train(
         judged.append((chosen, float(found.correct.mean()), cost))
         if tell is not None:
             tell(0.6 + 0.3 * number / len(finalists), f"finalist {number + 1} of {len(finalists)}")
-    winner = _affordable(judged, judged[0][2])[0][0]
+    limit = judged[0][2]
+    winner = _affordable([(default, judged[0][1], 0.0), *judged[1:]], CAREFUL * limit)[0][0]
     return judge(bench, winner, default, price, held_out, len(pool))
 
 

@@ -56,7 +56,7 @@ def fit_search(
             only=only,
             candidates=candidates,
             questions=questions,
-            held_out=max(questions, 1000),
+            held_out=2 * questions,
             tell=tell,
         )
     except (PlanError, ValueError) as error:

@@ -49,11 +49,11 @@ def bench(preset: str, verifier: str | None, seed: int) -> Bench:
 def sized(algorithm: str, n: int) -> Plan:
     """The algorithm with about `n` branches side by side or in all, the rest as its defaults are.
 
-    A search in steps keeps n / 4 paths of four children each; `mcts` has as many expansions as a beam
-    of that size would have children in eight steps.
+    A search in steps keeps n / 4 paths of four children each; `mcts` grows, two at a time, as many
+    children as a beam of that size would in eight steps.
     """
     paths = max(1, round(n / 4))
-    sizes = {"n": n, "width": paths, "subtrees": paths, "simulations": 2 * n}
+    sizes = {"n": n, "width": paths, "subtrees": paths, "simulations": 4 * n}
     known = ALGORITHMS[algorithm].parameters
     return plan(algorithm, **{name: size for name, size in sizes.items() if name in known})
 

@@ -19,6 +19,7 @@ FILES = sorted(FOLDER.glob("*.yaml"))
 NAMES = {
     "quickstart", "evening-peak", "no-sharing", "flat-best-of-n", "double-load",
     "azure-conversation", "thinking-r1", "fixed-compute-plan", "flat-per-token", "flat-to-confidence",
+    "width-or-depth",
 }  # fmt: skip
 
 
