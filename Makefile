@@ -100,7 +100,7 @@ replay-cpu:
 gpu-dry: $(GPU_PARTS:%=gpu-dry-%)
 
 gpu-dry-tests: $(STAMPS)/test
-	@$(PY) -m pytest -q tests/gpu tests/hw/test_kernels_emulated.py tests/hw/test_kernels_on_host.py
+	@$(PY) -m pytest -q -m "not slow" tests/gpu tests/hw/test_kernels_emulated.py tests/hw/test_kernels_on_host.py
 
 gpu-dry-profile: $(STAMPS)/test
 	@$(PY) -m pytest -q tests/hw/test_profiler.py

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from hw.device import devices
 from hw.profile import Profile, ProfileError, load
 from scenarios.errors import UserError, printable
 
 WIDTH, HEIGHT = 66, 17
+_MODELS = 4  # that are named
+_ROOFS = ("copy_bytes_per_s", "read_bytes_per_s", "gemm_flops_bf16")
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -30,12 +33,23 @@ def show(profile: Profile) -> dict[str, Any]:
         "digest": profile.digest,
         "points": len(profile.columns["op"]),
         "holdout": int(profile.columns["is_holdout"].sum()),
-        "models": sorted(set(profile.columns["model_shape"].tolist())),
-        "ceilings": dict(profile.ceilings),
+        "models": sorted(set(profile.columns["model_shape"].tolist()) - {""}),
+        "ceilings": roofs(profile)[0],
+        "ceilings_from": roofs(profile)[1],
         "operations": operations(profile),
         "not_measured": _problems(profile),
         "meta": dict(profile.meta),
     }
+
+
+def roofs(profile: Profile) -> tuple[dict[str, float], str]:
+    """A profile's own roofs, else the catalogue's of its device, and whose they are; empty where nobody knows."""
+    if profile.ceilings:
+        return dict(profile.ceilings), "the profile"
+    known = devices().get(profile.device)
+    if known is None:
+        return {}, "nobody"
+    return {key: float(getattr(known, key)) for key in _ROOFS}, "the catalogue"
 
 
 def operations(profile: Profile) -> list[dict[str, Any]]:
@@ -43,7 +57,7 @@ def operations(profile: Profile) -> list[dict[str, Any]]:
     found = []
     table = profile.columns
     ok = table["status"] == "ok"
-    for op in dict.fromkeys(table["op"].tolist()):
+    for op in sorted(set(table["op"].tolist())):
         rows = ok & (table["op"] == op)
         if not rows.any():
             continue
@@ -62,18 +76,20 @@ def operations(profile: Profile) -> list[dict[str, Any]]:
 
 def text(found: dict[str, Any], profile: Profile) -> str:
     """The document of `show` for people, with the picture."""
-    roofs = found["ceilings"]
+    kind = found["source_kind"]
+    label = found["label"] if kind in found["label"] else f"{found['label']} ({kind})"
+    models = found["models"]
+    more = f" and {len(models) - _MODELS} others" if len(models) > _MODELS else ""
     head = [
-        f"{found['label']} ({found['source_kind']}), device {found['device']}",
-        f"{found['points']:,} points, {found['holdout']} of them held out of every fit; {', '.join(found['models'])}",
+        f"{label}; device {found['device']}",
+        f"{found['points']:,} points, {found['holdout']:,} of them held out of every fit",
     ]
-    if roofs:
-        head.append("roofs: " + ", ".join(
-            f"{word} {roofs[key] / scale:,.{digits}f} {unit}" for key, word, scale, unit, digits in (
-                ("copy_bytes_per_s", "copy", 1e9, "GB/s", 1), ("read_bytes_per_s", "read", 1e9, "GB/s", 1),
-                ("gemm_flops_bf16", "bf16 matrix product", 1e12, "TFLOP/s", 2),
-            ) if key in roofs
-        ))  # fmt: skip
+    if models:
+        head.append(f"models and shapes: {', '.join(models[:_MODELS])}{more}")
+    if tops := found["ceilings"]:
+        moves = f"copy {tops['copy_bytes_per_s'] / 1e9:,.1f} GB/s, read {tops['read_bytes_per_s'] / 1e9:,.1f} GB/s"
+        computes = f"bf16 matrix product {tops['gemm_flops_bf16'] / 1e12:,.2f} TFLOP/s"
+        head.append(f"roofs (of {found['ceilings_from']}): {moves}, {computes}")
     drift = found["meta"].get("drift", {})
     if "median" in drift:
         head.append(
@@ -86,7 +102,7 @@ def text(found: dict[str, Any], profile: Profile) -> str:
     table = ["", f"{columns}{'p10-p90':>9}{rates}"]
     table += [
         f"{op['op']:<20}{op['points']:>7}{op['t_us_min']:>11,.1f}{op['t_us_max']:>13,.1f}{op['of_floor_median']:>10.0%}"
-        f"{op['of_floor_best']:>7.0%}{op['spread_median']:>9.0%}{op['best_tflops']:>10,.2f}{op['best_gbps']:>10,.1f}"
+        f"{op['of_floor_best']:>7.0%}{_spread(op['spread_median']):>9}{op['best_tflops']:>10,.2f}{op['best_gbps']:>10,.1f}"
         for op in found["operations"]
     ]
     problems = [f"{count} points: {reason}" for reason, count in found["not_measured"].items()]
@@ -98,9 +114,10 @@ def roofline(profile: Profile) -> list[str]:
     """The picture: FLOP/s reached over FLOP a byte, both axes in powers of ten, under the roofs; empty without any."""
     table = profile.columns
     rows = (table["status"] == "ok") & (table["flop"] > 0) & (table["bytes_floor"] > 0)
-    if not rows.any() or not {"copy_bytes_per_s", "gemm_flops_bf16"} <= set(profile.ceilings):
+    tops, _ = roofs(profile)
+    if not rows.any() or not {"copy_bytes_per_s", "gemm_flops_bf16"} <= set(tops):
         return []
-    moves, computes = profile.ceilings["copy_bytes_per_s"], profile.ceilings["gemm_flops_bf16"]
+    moves, computes = tops["copy_bytes_per_s"], tops["gemm_flops_bf16"]
     x = np.log10(table["flop"][rows] / table["bytes_floor"][rows])
     y = np.log10(table["flop"][rows] / (table["t_us_median"][rows] * 1e-6))
     low, high = min(float(x.min()), 0.0), max(float(x.max()), np.log10(computes / moves) + 0.5)
@@ -141,8 +158,13 @@ def roofline(profile: Profile) -> list[str]:
     return lines
 
 
+def _spread(share: float) -> str:
+    """A share of the median; a dash where each point is one number, as imported ones are."""
+    return f"{share:.0%}" if share else "-"
+
+
 def _flops(power: float) -> str:
-    for scale, name in ((12, "T"), (9, "G"), (6, "M")):
+    for scale, name in ((15, "P"), (12, "T"), (9, "G"), (6, "M")):
         if power >= scale:
             return f"{10 ** (power - scale):,.3g} {name}"
     return f"{10**power:,.3g}"

@@ -60,7 +60,7 @@ def test_a_profile_is_measured_shown_and_a_scenario_runs_on_it(tmp_path: Path) -
     assert shown.exit_code == 0
     for word in (
         "measured on",
-        "roofs: copy",
+        "roofs (of the profile): copy",
         "suffix_attention",
         "FLOP a byte",
         "roofline: reached",
@@ -139,3 +139,13 @@ def test_ctrl_c_keeps_what_was_measured_and_resume_measures_the_rest(monkeypatch
     assert done.exit_code == 0
     assert "Measured 5 of 5 points" in done.stdout
     assert not Path("profiles/cpu.part.jsonl").exists()
+
+
+def test_an_imported_profile_is_shown_under_the_catalogues_roofs() -> None:
+    shipped = Path(treeline.__file__).parent / "hw" / "profiles" / "h200-sxm-141gb-aiconfigurator"
+    shown = treeline_("profile", "show", str(shipped)).stdout
+    assert "roofs (of the catalogue): copy 4,300.0 GB/s" in shown
+    assert "and 28 others" in shown
+    assert "(imported) (imported)" not in shown
+    (gemm,) = (line for line in shown.splitlines() if line.startswith("gemm"))
+    assert gemm.split()[6] == "-"
