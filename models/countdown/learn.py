@@ -66,27 +66,41 @@ def fit_policy(
 
     def loss(step: int) -> Any:
         k = numbers[step % len(numbers)]
-        _, targets, trace = puzzles(rng, max(1, schedule.batch // (k - 1)), k)
-        states = np.concatenate([states for states, _ in trace])
-        moves = np.concatenate([moves for _, moves in trace])
-        goals = np.tile(targets, len(trace))
-        return _imitation(w, size, states, goals, moves)
+        return _imitation(w, size, *_random_steps(rng, schedule.batch, k))
 
     return fit(w, schedule, loss, progress)
 
 
 def imitate(
     w: Weights, size: Size, schedule: Schedule, rng: np.random.Generator,
-    found: tuple[Ints, Ints, Ints],
+    found: tuple[Ints, Ints, Ints], numbers: Sequence[int] = (3, 4, 5),
 ) -> float:  # fmt: skip
-    """Imitate solutions that a search has found: (states, targets, moves)."""
+    """Imitate solutions that a search has found, (states, targets, moves), beside as many fresh random ones.
+
+    Without those the policy forgets all but what it found, and sampling covers less.
+    """
     states, targets, moves = found
 
     def loss(step: int) -> Any:
-        rows = rng.integers(0, len(states), schedule.batch)
-        return _imitation(w, size, states[rows], targets[rows], moves[rows])
+        rows = rng.integers(0, len(states), schedule.batch // 2)
+        fresh, goals, chosen = _random_steps(rng, schedule.batch // 2, numbers[step % len(numbers)])
+        return _imitation(
+            w,
+            size,
+            np.concatenate([states[rows], fresh]),
+            np.concatenate([targets[rows], goals]),
+            np.concatenate([moves[rows], chosen]),
+        )
 
     return fit(w, schedule, loss)
+
+
+def _random_steps(rng: np.random.Generator, rows: int, numbers: int) -> tuple[Ints, Ints, Ints]:
+    """About so many steps of random solutions: (states, targets, moves)."""
+    _, targets, trace = puzzles(rng, max(1, rows // (numbers - 1)), numbers)
+    states = np.concatenate([states for states, _ in trace])
+    moves = np.concatenate([moves for _, moves in trace])
+    return states, np.tile(targets, len(trace)), moves
 
 
 def _imitation(w: Weights, size: Size, states: Ints, targets: Ints, moves: Ints) -> Any:

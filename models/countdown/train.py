@@ -183,7 +183,7 @@ def train(preset: Preset, out: Path, tell: Any, limit_s: float) -> dict[str, Any
         states, targets, moves = (np.concatenate(columns) for columns in zip(*found, strict=True))
         report["closed_loop"] = {"steps_learned_from": len(states)}
         if len(states):
-            imitate(policy, size, preset.again, rng, (states, targets, moves))
+            imitate(policy, size, preset.again, rng, (states, targets, moves), ks)
             models = Models(size, policy, _rewards(policy, preset, rng, tell))
             report["rounds"].append(_grade(models, preset, tell))
     else:
