@@ -800,13 +800,23 @@ def fit_cost(
 
 @functools.partial(command, group=fit_app, name="controller")
 def fit_controller(
-    out: Annotated[str, typer.Option(metavar="FILE", help="Where to write it.")],
+    out: Annotated[
+        str, typer.Option(metavar="FILE", help="Where to write it.")
+    ] = "controller.json",
     questions: Annotated[
         int, typer.Option(min=1000, metavar="N", help="Training questions of the frozen mix.")
     ] = 30_000,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Other questions.")] = 0,
     profile: Annotated[
         str | None, typer.Option(metavar="PROFILE", help="Whose step costs price a token.")
+    ] = None,
+    from_logs: Annotated[
+        str | None,
+        typer.Option(metavar="CSV", help="Learn which plan a query needs from logged outcomes."),
+    ] = None,
+    price: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PLAN=USD", help="Of a plan in the logs, per million tokens."),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     force: Force = False,
@@ -816,7 +826,16 @@ def fit_controller(
 
     \b
     Example: treeline fit controller --out mine.json
+             treeline fit controller --from-logs outcomes.csv --price weak=0.6 --price strong=30
     """
+    if from_logs is not None:
+        from dashboards.commands import controller_logs
+        from dashboards.terminal import as_json as to_json
+
+        routed = controller_logs.learn_from(from_logs, price or (), seed)
+        shown = controller_logs.document(routed) if as_json else None
+        typer.echo(controller_logs.text(routed) if shown is None else to_json(shown))
+        return
     from dashboards.commands.controller import train
     from dashboards.terminal import as_json as to_json
     from dashboards.terminal import plain, progress

@@ -19,6 +19,7 @@ VIEWS = {
         ("latency", "Latency", ":material/timer:"),
         ("quality", "Quality", ":material/target:"),
         ("kv", "KV memory", ":material/memory:"),
+        ("controller", "Controller", ":material/psychology:"),
         ("pricing", "Pricing", ":material/payments:"),
         ("search", "One query", ":material/account_tree:"),
     ),

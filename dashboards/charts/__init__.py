@@ -3,6 +3,7 @@
 from dashboards.charts.base import PALETTE, POINTS, Chart
 from dashboards.charts.capacity import goodput
 from dashboards.charts.changes import changes
+from dashboards.charts.controller import cost_accuracy, decisions, thought
 from dashboards.charts.hardware import expansion, of_the_floor, roofline
 from dashboards.charts.kv import kv_over_time, load_over_time, pages_by_tier
 from dashboards.charts.latency import (
@@ -33,6 +34,8 @@ __all__ = [
     "accuracy_by_compute",
     "by_difficulty",
     "changes",
+    "cost_accuracy",
+    "decisions",
     "expansion",
     "goodput",
     "joint",
@@ -48,6 +51,7 @@ __all__ = [
     "roofline",
     "search_pages",
     "search_tree",
+    "thought",
     "time_spent",
     "transfers",
     "waterfall",

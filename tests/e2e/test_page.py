@@ -23,6 +23,7 @@ PAGES = {
     "latency": "Latency",
     "quality": "Quality",
     "kv": "KV memory",
+    "controller": "Controller",
     "pricing": "Pricing",
     "search": "One query",
     "capacity": "Capacity",

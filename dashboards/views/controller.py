@@ -1,0 +1,130 @@
+"""How much thinking a query deserves: where queries of a run stopped, and how good the learned controller is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from dashboards import charts, data, page, words
+from dashboards.page import plain
+from models.learned import SHIPPED
+from sim.records import measured, select
+
+_EVALUATION = SHIPPED.with_name("learned_evaluation.json")
+
+
+def main() -> None:
+    """Show what decided in the run that was chosen, and what the learned controller is worth."""
+    run = page.run("Controller")
+    kind = (run.given.get("controller") or {}).get("kind")
+    asked = "learned" if "kind: learned" in run.stored.resolved else kind or "fixed"
+    st.markdown(
+        f"In this run the controller is **{plain(asked)}**: "
+        + (
+            "it decides stage by stage what a query's vote is worth."
+            if asked == "learned"
+            else "every query gets what its tier's search says."
+        )
+    )
+    _stopped(run)
+    found = _evaluation(_EVALUATION)
+    if found is None:
+        st.info("Judge the controller that ships: treeline controller")
+        return
+    st.header("The learned controller")
+    for row in found["equal"]:
+        st.markdown(
+            f"- At the accuracy of {plain(row['target'])} ({words.share(row['accuracy'])}) it spends "
+            f"**{words.share(row['of_it'])}** of its GPU-seconds, and {words.share(row['of_best_fixed'])} "
+            "of the best fixed plan's."
+        )
+    st.caption(f"{found['questions']:,} held-out questions. GPU-seconds: {plain(found['prices'])}.")
+    left, right = st.columns(2)
+    with left:
+        st.subheader("Cost against accuracy")
+        st.altair_chart(charts.cost_accuracy(found))
+    with right:
+        st.subheader("What it decides")
+        st.altair_chart(charts.decisions(found))
+    st.subheader("By class")
+    st.dataframe([_class(row) for row in found["classes"]], hide_index=True)
+    st.subheader("Promises")
+    st.dataframe([_promise(row) for row in found["promises"]], hide_index=True)
+    st.caption(
+        "Learn-then-Test on 1,000 calibration questions a class, redrawn: how often a promise was broken, "
+        "and how much could be sold under it against what would be possible."
+    )
+    st.subheader("If the world is not as it was learned")
+    st.dataframe(
+        [
+            {
+                "what if": row["variant"],
+                "GPU-seconds": words.number(row["gpu_s"]),
+                "accuracy": words.share(row["accuracy"]),
+            }
+            for row in found["variants"]
+        ],
+        hide_index=True,
+    )
+
+
+def _stopped(run: data.Run) -> None:
+    table = measured(run.stored.result.queries)
+    names = [str(tier["tier"]) for tier in run.summary["tiers"]]
+    rows: list[dict[str, Any]] = []
+    for tier in names:
+        mine = select(table, table["tier"] == tier)
+        numbers, counts = np.unique(mine["trajectories"], return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:24]
+        rows += [
+            {
+                "tier": tier,
+                "n": int(numbers[i]),
+                "share": float(counts[i] / counts.sum()),
+                "queries": int(counts[i]),
+            }
+            for i in sorted(order.tolist())
+        ]
+    st.subheader("Where queries stopped")
+    st.altair_chart(charts.thought(rows, names))
+
+
+@st.cache_resource(show_spinner=False)
+def _evaluation(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _class(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "class": row["class"],
+        "best fixed plan": row["best_fixed"],
+        "its accuracy": words.share(row["accuracy_best_fixed"]),
+        "learned": words.share(row["accuracy"]),
+        "its GPU-s": words.number(row["gpu_s_best_fixed"]),
+        "learned GPU-s": words.number(row["gpu_s"]),
+        "utility gained": words.share(row["utility_gain"]),
+        "at least (95 %)": words.share(row["bound"]),
+    }
+
+
+def _promise(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "class": row["class"],
+        "promise": words.share(row["promise"]),
+        "broken": f"{row['broken']} of {row['redraws']}",
+        "refused": row["refused"],
+        "sold": words.share(row["coverage"]),
+        "possible": words.share(row["ideal_coverage"]),
+        "right of those": "-" if row["precision"] is None else words.share(row["precision"]),
+    }
+
+
+main()
