@@ -128,7 +128,7 @@ readme: $(STAMPS)/core
 
 screenshots: $(STAMPS)/test $(PAGE) $(STAMPS)/e2e
 	@$(PY) -m pytest -q tests/e2e -k "quickstart or pictured"
-	@mkdir -p docs/pictures && for one in overview latency kv-memory-dark pricing; do cp build/screenshots/$$one.png docs/pictures/; done
+	@mkdir -p docs/pictures && for one in overview one-query; do cp build/screenshots/$$one.png docs/pictures/; done
 	@echo "docs/pictures holds the page as of now, on the quickstart."
 
 clean:
