@@ -302,7 +302,7 @@ ALGORITHMS: Final[Mapping[str, Algorithm]] = MappingProxyType(
             mcts,
             MappingProxyType(
                 {
-                    "simulations": _whole(64, 65_536, "expansions, or revisits of an end"),
+                    "simulations": _whole(64, 65_536, "expansions"),
                     "expand": _whole(2, 4_096, "children grown from a leaf"),
                     "exploration": Parameter(
                         1.0, "weight of the PUCT bonus against the mean value", 0.0, 1_000.0

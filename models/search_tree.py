@@ -101,7 +101,7 @@ def mcts(tree: Tree, simulations: int, expand: int, exploration: float, parallel
     """Expand the most promising leaf, `simulations` times; a leaf is worth its verifier score.
 
     A leaf is found from the prompt down by PUCT with equal priors P: Q + exploration * P * sqrt(N) /
-    (1 + n), and gets `expand` children. Up to `parallel` leaves are expanded at a time; each that is on
+    (1 + n), and gets `expand` children; where it is done already, its parent gets as many more. Up to `parallel` leaves are expanded at a time; each that is on
     its way counts as a visit of value 0 (virtual loss). Answers with the largest sum of scores.
     """
     top = _Visited(tree.root, None)
@@ -113,10 +113,8 @@ def mcts(tree: Tree, simulations: int, expand: int, exploration: float, parallel
     left = simulations
     try:
         while left:
-            leaves, used = _leaves_to_expand(top, exploration, min(parallel, left))
-            left -= used
-            if not leaves:
-                continue
+            leaves = _leaves_to_expand(top, exploration, min(parallel, left))
+            left -= len(leaves)
             parents = tuple([leaf.node for leaf in leaves])
             fresh = (yield [*drop, Expand(parents, expand)]).nodes
             yield [Score(fresh)]
@@ -141,25 +139,22 @@ def mcts(tree: Tree, simulations: int, expand: int, exploration: float, parallel
     return vote(finished, score, max(1, len(finished)))
 
 
-def _leaves_to_expand(top: _Visited, exploration: float, most: int) -> tuple[list[_Visited], int]:
-    """Up to `most` different leaves, and how many simulations were used: one that is done is one too.
+def _leaves_to_expand(top: _Visited, exploration: float, most: int) -> list[_Visited]:
+    """Up to `most` different nodes to expand: each a leaf, or the parent of one that is done.
 
-    Every leaf that is returned carries one visit of value 0, up to the top.
+    Every one carries one visit of value 0, up to the top.
     """
-    leaves: list[_Visited] = []
-    used = 0
-    while used < most:
+    chosen: list[_Visited] = []
+    while len(chosen) < most:
         leaf = _select(top, exploration)
-        _add(leaf, 1, 0.0)
-        if leaf in leaves:
-            _add(leaf, -1, 0.0)
-            break
-        used += 1
         if leaf.node.done:
-            _add(leaf, 0, score(leaf.node))
-        else:
-            leaves.append(leaf)
-    return leaves, used
+            assert leaf.parent is not None
+            leaf = leaf.parent
+        if leaf in chosen:
+            break
+        _add(leaf, 1, 0.0)
+        chosen.append(leaf)
+    return chosen
 
 
 def _select(top: _Visited, exploration: float) -> _Visited:

@@ -273,7 +273,7 @@ def test_mcts_visits_what_puct_says_when_all_visits_are_counted_again_every_time
 ) -> None:
     plain = Plain(key, 4)
     real: list[tuple[Path, float]] = []  # every visit: where it ended and what that was worth
-    parents: list[Path] = []
+    count: dict[Path, int] = {}  # children of what was expanded
 
     def visits(path: Path, under_way: list[Path]) -> int:
         ends = [*(at for at, _ in real), *under_way]
@@ -282,33 +282,33 @@ def test_mcts_visits_what_puct_says_when_all_visits_are_counted_again_every_time
     def puct(path: Path, under_way: list[Path]) -> float:
         value = sum(worth for at, worth in real if at[: len(path)] == path)
         n, above = visits(path, under_way), visits(path[:-1], under_way)
-        return value / n + exploration / expand * sqrt(above) / (1 + n)
+        return value / n + exploration / count[path[:-1]] * sqrt(above) / (1 + n)
 
     left = simulations
     while left:
         under_way: list[Path] = []
         for _ in range(min(parallel, left)):
             at: Path = ()
-            while at in parents:
-                children = [(*at, i) for i in range(expand)]
+            while at in count:
+                children = [(*at, i) for i in range(count[at])]
                 at = first_best(children, lambda p: round(puct(p, under_way), 9))  # noqa: B023
+            at = at[:-1] if plain.done(at) else at
             if at in under_way:
                 break
-            left -= 1
-            if plain.done(at):
-                real.append((at, plain.score(at)))
-            else:
-                under_way.append(at)
-        parents += under_way
-        real += [((*p, i), plain.score((*p, i))) for p in under_way for i in range(expand)]
+            under_way.append(at)
+        left -= len(under_way)
+        for path in under_way:
+            first = count.get(path, 0)
+            count[path] = first + expand
+            real += [((*path, first + i), plain.score((*path, first + i))) for i in range(expand)]
     world = ToyWorld(key)
     params = {"simulations": simulations, "expand": expand}
     got = rollout(
         start(("mcts", params | {"exploration": exploration, "parallel": parallel}), world), world
     )
     grown = {node_path(node) for node in world.grown}
-    expected = {(*path, i) for path in parents for i in range(expand)}
-    ends = [(*path, i) for path in parents for i in range(expand) if plain.done((*path, i))]
+    expected = {(*path, i) for path in count for i in range(count[path])}
+    ends = [path for path, _ in real if plain.done(path)]
     label, share = leader(plain, ends)
     if label is None:
         assert len(grown - expected) <= 1
