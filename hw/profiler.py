@@ -150,7 +150,8 @@ def ceilings(ready: Bench, budget: Budget) -> tuple[dict[str, float], dict[str, 
     """
     budget = replace(budget, least=12, most=max(12, budget.most))
     backend, linear = ready.backend, ready.backend.linear
-    half = min(ready.arena.shape[0] // 2, (1 << 30) if backend.kind == "cuda" else (1 << 27))
+    most = (1 << 30) if backend.kind == "cuda" else (1 << 27)
+    half = min(ready.arena.shape[0] // 2, most) // 128 * 128
     source = ready.take((half,))
     target = source.copy()  # touched once: its first pages are not what is timed
     tensors = ready.tensors([source, target])
