@@ -195,32 +195,37 @@ def replay(asked: Asked, engines: tuple[Any, Any] | None = None) -> dict[str, An
     )
     print(f"prediction.json is written: sha256 {digest}", file=sys.stderr, flush=True)
     (asked.out / "prediction.sha256").write_text(f"{digest}  prediction.json\n", encoding="utf-8")
-    loads: dict[str, Any] = {}
-    for load in asked.loads:
-        pairs: list[tuple[Run, Run]] = []
-        drifts: list[float] = []
-        for seed in asked.seeds:
+    done: dict[float, list[tuple[Run, Run]]] = {}  # by load: predicted and measured
+    drifts: dict[float, list[float]] = {}
+    interrupted = False
+    try:
+        for load, seed in cells:
             if time.monotonic() - began > asked.limit_s - 2 * asked.seconds:
                 print(f"no time left for {_name(load, seed)}", file=sys.stderr)
                 continue
             tell = _teller(_name(load, seed))
-            before_s = sentinel()
+            drifts.setdefault(load, []).append(sentinel() / first_s - 1.0)
             one = run(
                 setup, costs, seed, load * most, asked.seconds, engines, clock=asked.clock,
-                progress=lambda now, n, done, tell=tell: tell(  # type: ignore[misc]
-                    now / asked.seconds, f"{done} of {n} queries answered"
+                progress=lambda now, n, answered, tell=tell: tell(  # type: ignore[misc]
+                    now / asked.seconds, f"{answered} of {n} queries answered"
                 ),
             )  # fmt: skip
             _write(asked.out / f"{_name(load, seed)}.json", _columns(one))
-            pairs.append((predicted[load, seed], one))
-            drifts.append((before_s + sentinel()) / 2 / first_s - 1.0)
-        if pairs:
-            found = agreement(*(_together(runs) for runs in zip(*pairs, strict=True)))
-            loads[f"{load:.0%}"] = found | {
-                "goals": verdict(found),
-                "seeds": len(pairs),
-                "drift": float(np.mean(drifts)),
-            }
+            done.setdefault(load, []).append((predicted[load, seed], one))
+            drifts[load].append(sentinel() / first_s - 1.0)
+    except KeyboardInterrupt:
+        interrupted = True
+        print("interrupted: the report holds the runs that were finished", file=sys.stderr)
+    loads: dict[str, Any] = {}
+    for load, runs in done.items():
+        ours, theirs = zip(*runs, strict=True)
+        found = agreement(_together(ours), _together(theirs))
+        loads[f"{load:.0%}"] = found | {
+            "goals": verdict(found),
+            "seeds": len(runs),
+            "drift": float(np.mean(drifts[load])),
+        }
     report = {
         "device": engines[0].described,
         "models": [setup.policy.name, setup.judge.name],
@@ -229,6 +234,7 @@ def replay(asked: Asked, engines: tuple[Any, Any] | None = None) -> dict[str, An
         "prediction_sha256": digest,
         "cost": cost_document,
         "loads": loads,
+        "interrupted": interrupted,
     }
     _write(asked.out / "report.json", report)
     (asked.out / "report.txt").write_text(text(report) + "\n", encoding="utf-8")
@@ -404,8 +410,11 @@ def main(given: Sequence[str] | None = None) -> int:
     except ReplayError as error:
         print(error, file=sys.stderr)
         return error.code
+    except KeyboardInterrupt:
+        print("interrupted before the first measured run; nothing is reported", file=sys.stderr)
+        return 130
     print(text(report))
-    return 0
+    return 130 if report["interrupted"] else 0
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hw.engine_step import Tick
 from models.latency import StepCost
 from sim.agreement import agreement, latency_errors, tick_errors, verdict
 from sim.batch import Batch, Settings
@@ -136,6 +137,29 @@ def test_the_experiment_writes_its_prediction_before_it_runs_and_reports_what_it
     assert load["queries"] == len(queries["number"])
     assert "every tick" in text(report)
     assert json.loads((out / "report.json").read_bytes())["loads"]["50%"]["ks"] == load["ks"]
+
+
+def test_an_interrupted_experiment_reports_the_runs_that_were_finished(tmp_path: Path) -> None:
+    setup = rig("cpu")
+    asked = arguments(
+        f"--device cpu --clock cpu --loads 0.5 0.6 --seeds 4 --seconds 0.1 --out {tmp_path}".split()
+    )
+
+    class Impatient(Ghost):
+        def run(self, tick: Tick) -> object:
+            if (tmp_path / "load-50-seed-4.json").exists():
+                raise KeyboardInterrupt
+            return super().run(tick)
+
+    engines = (
+        Impatient(setup.policy_limits.num_gpu_blocks, 16),
+        Ghost(setup.judge_limits.num_gpu_blocks, 16),
+    )
+    report = replay(asked, engines)
+    assert report["interrupted"]
+    assert list(report["loads"]) == ["50%"]
+    assert "60%" not in text(report)
+    assert json.loads((tmp_path / "report.json").read_bytes())["interrupted"]
 
 
 def test_settings_that_are_not_played_and_unknown_rigs_are_refused() -> None:
