@@ -122,9 +122,7 @@ class Engine:
         torch = self.torch
         s, limits = self.shape, self.limits
         xp = self.kernels.xp
-        most = (
-            limits.max_tokens + limits.max_rows * limits.page
-        )  # a fork may write a whole page again
+        most = limits.max_tokens + limits.max_rows * limits.page  # a fork may repeat a whole page
 
         def empty(*sizes: int) -> Any:
             return torch.zeros(sizes, dtype=self.dtype, device=self.device)

@@ -38,13 +38,11 @@ class Played:
     stretch: Stretch
     finished: list[KvNode]
     tick: Tick
-    sampled: list[
-        tuple[Held, int]
-    ]  # whose token each sampled row is, and where on the path it stands
+    sampled: list[tuple[Held, int]]  # whose token each sampled row is, and its place on the path
     decoders: int
     prefill: int  # tokens of prompts and of scored steps
     read: float  # KV tokens that the decoders read, as the cost model counts them
-    context: float  # the sum over those of the path tokens each attends to, but half the own piece
+    context: float  # the sum over those of the tokens each attends to
     copied: int  # KV tokens copied by forks
 
 
@@ -152,9 +150,8 @@ class _Rows:
         self.scored: list[int] = []
         self.rows = 0  # of all pieces
         self.last_row: dict[KvNode, int] = {}  # of a parent whose last token this tick computes
-        self.new: dict[
-            KvNode, tuple[int, int]
-        ] = {}  # own tokens that this tick computes: (from, row)
+        # own tokens of a node that this tick computes: the first, and its row
+        self.new: dict[KvNode, tuple[int, int]] = {}
         self.copied = 0
 
     def decode(self, branch: KvNode, done: int) -> None:
@@ -262,7 +259,7 @@ class _Rows:
         pages, node = self.pages, branch
         held = self.executor.held(node)
         if not grows:
-            self._last(node.parent or node, node, runs, node.path - 1, held, -1)
+            self._last(node, runs, node.path - 1, held, -1)
             self.scored.append(self._row_after(runs))
             return
         own = node.resident - 1
@@ -277,18 +274,17 @@ class _Rows:
             row = self.last_row[parent]
             self.again.append((row, target, at % self.page))
         else:
-            self._last(parent if fresh else node, node, runs, at, held, target)
+            self._last(parent if fresh else node, runs, at, held, target)
             row = self._row_after(runs)
             if fresh:
                 self.last_row[parent] = row
         self.late_samples.append((held, at + 1))
         self.prompt_samples.append(row)
 
-    def _last(
-        self, above: KvNode, node: KvNode, runs: list[_Run], at: int, held: Held, page: int
-    ) -> None:
+    def _last(self, above: KvNode, runs: list[_Run], at: int, held: Held, page: int) -> None:
+        """The token at `at`, after what lies on the path of `above`; its KV goes to `page`, or nowhere (-1)."""
         if not runs or runs[-1].end != at:
-            table = self.pages.table_of(node if page < 0 else above)
+            table = self.pages.table_of(above)
             runs.append(_Run(at, at, np.asarray(table[: -(-at // self.page)], np.int32)))
         run = runs[-1]
         run.tokens.append(held.ids[at : at + 1])
