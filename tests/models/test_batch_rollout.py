@@ -74,7 +74,7 @@ def assert_same(found: Outcomes, expected: Outcomes) -> None:
 
 @pytest.mark.parametrize("spec", VARIANTS, ids=lambda v: "-".join(map(str, v.values())))
 @given(seed=st.integers(0, 10**6), chosen=st.sampled_from(PLANS))
-@settings(max_examples=6)
+@settings(max_examples=4)
 def test_a_plan_in_columns_finds_what_its_generator_finds_on_every_question(
     spec: Mapping[str, Any], seed: int, chosen: Plan
 ) -> None:

@@ -130,6 +130,7 @@ def test_two_models_share_the_difficulty_of_a_question() -> None:
     assert all(check.fits for fit in fits for check in fit.checks)
 
 
+@pytest.mark.slow
 def test_the_weights_of_steps_are_found_again() -> None:
     spec = {"preset": "game-24", "pass_rate": {"a": 0.6, "b": 1.4}, "weights": [0.2, 0.7, 0.1]}
     model, n, questions = question_model(spec | {"kappa": 3}), 30, 120
