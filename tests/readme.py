@@ -7,6 +7,8 @@ import re
 import sys
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 ROOMS = ("scenarios", "hw", "models", "sim", "pricing", "dashboards")
@@ -22,6 +24,8 @@ def first_line(path: Path) -> str:
         text = ast.get_docstring(ast.parse(text)) or ""
     elif asked := re.search(r"^question: (.+)$", text, re.M):
         return asked[1]
+    elif path.parent.name == "profiles":
+        return str(yaml.safe_load(text).get("label", ""))
     else:
         text = re.sub(r"^#\s*", "", text, flags=re.M)
     paragraph = " ".join(text.partition("\n\n")[0].split())
@@ -37,7 +41,7 @@ def tree() -> str:
         for path in files:
             if path.name != "__init__.py":
                 name = path.relative_to(ROOT / room).as_posix()
-                lines.append(f"  {name:24}{first_line(path)}".rstrip())
+                lines.append(f"  {name:23} {first_line(path)}".rstrip())
     lines.append(f"{'treeline.py':26}{first_line(ROOT / 'treeline.py')}")
     lines.append(f"{'tests/':26}{first_line(ROOT / 'tests' / '__init__.py')}")
     return "\n".join(lines)
