@@ -901,8 +901,8 @@ def fit_search(
         str, typer.Option(help="Model that judges, for its price.")
     ] = "qwen2.5-math-prm-7b",
     device: Annotated[str, typer.Option(help="Device of both.")] = "h200-sxm-141gb",
-    count: Annotated[int, typer.Option(min=100, help="Questions to train on.")] = 2000,
-    candidates: Annotated[int, typer.Option(min=5, help="Parameter settings to try.")] = 80,
+    count: Annotated[int, typer.Option(min=100, help="Questions to train on.")] = 3000,
+    candidates: Annotated[int, typer.Option(min=5, help="Parameter settings to try.")] = 96,
     seed: Annotated[int, typer.Option(min=0, help="Other questions of the same kind.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: Json = False,

@@ -32,11 +32,9 @@ NOT_TRAINED: Final = frozenset({"max_steps", "inject", "aggregate"})
 CAREFUL: Final = 0.97
 """The winner costs at most this share of the limit in training, so that it keeps it on other questions."""
 STREAMS: Final = {"train": 11, "test": 12}  # of random questions, apart from those that runs meet
-EXPLORED, PARENTS, FINALISTS = (
-    0.4,
-    4,
-    8,
-)  # share of candidates drawn anywhere; whose neighbours follow
+EXPLORED, PARENTS = 0.4, 4  # share of candidates drawn anywhere; whose neighbours follow
+ROUNDS: Final = ((1 / 4, 24), (1.0, 8))
+"""Later rounds: the share of the questions that is asked, and of how many candidates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,22 +102,23 @@ def train(
     *,
     given: Mapping[str, Any] | None = None,
     only: Iterable[str] | None = None,
-    candidates: int = 80,
-    questions: int = 2000,
-    held_out: int = 2000,
+    candidates: int = 96,
+    questions: int = 3000,
+    held_out: int = 4000,
     tell: Tell | None = None,
 ) -> Tuned:
     """Find parameters that answer more questions right for no more GPU-seconds than the defaults.
 
     `given` parameters replace defaults; `only` these are trained, else all numbers but guards. Random
-    candidates are tried on a fifth of the `questions`, then neighbours of the best of them; the best
-    that are not dearer meet all `questions`, and the winner those held out.
+    candidates are tried on a twelfth of the `questions`, then neighbours of the best of them; the best
+    that are not dearer meet a quarter, the best of those all, and the winner those held out
+    (successive halving: Jamieson and Talwalkar, arXiv 1502.07943).
     Raises PlanError for a parameter that does not exist, ValueError where none can be trained.
     """
     default = plan(algorithm, **dict(given or {}))
     space = trained_parameters(algorithm, only)
     rng = np.random.default_rng(np.random.SeedSequence(bench.seed, spawn_key=(STREAMS["train"],)))
-    few = max(1, questions // 5)
+    few = max(1, questions // 12)
     limit = float(price.cost(algorithm, bench.play(default, few, "train")).mean())
     pool: dict[tuple[Any, ...], tuple[Plan, float, float]] = {}  # (plan, accuracy, cost) by values
     for number in range(candidates):
@@ -137,17 +136,21 @@ def train(
         cost = float(price.cost(algorithm, found).mean())
         pool[key] = (chosen, float(found.correct.mean()), cost)
         if tell is not None:
-            tell(0.6 * share, f"candidate {number + 1} of {candidates}")
-    finalists = [default, *(item[0] for item in _affordable(pool.values(), limit)[:FINALISTS])]
-    judged = []
-    for number, chosen in enumerate(finalists):
-        found = bench.play(chosen, questions, "train")
-        cost = float(price.cost(algorithm, found).mean())
-        judged.append((chosen, float(found.correct.mean()), cost))
-        if tell is not None:
-            tell(0.6 + 0.3 * number / len(finalists), f"finalist {number + 1} of {len(finalists)}")
-    limit = judged[0][2]
-    winner = _affordable([(default, judged[0][1], 0.0), *judged[1:]], CAREFUL * limit)[0][0]
+            tell(0.4 * share, f"candidate {number + 1} of {candidates}")
+    judged = list(pool.values())
+    for stage, (share, kept) in enumerate(ROUNDS):
+        chosen_ones = [default, *(item[0] for item in _affordable(judged, limit)[:kept])]
+        judged = []
+        for number, chosen in enumerate(chosen_ones):
+            found = bench.play(chosen, max(1, round(share * questions)), "train")
+            cost = float(price.cost(algorithm, found).mean())
+            judged.append((chosen, float(found.correct.mean()), cost))
+            if tell is not None:
+                done = (stage + number / len(chosen_ones)) / len(ROUNDS)
+                tell(0.4 + 0.5 * done, f"round {stage + 2} of {len(ROUNDS) + 1}")
+        limit = judged[0][2]
+    affordable = [(default, judged[0][1], 0.0), *judged[1:]]
+    winner = _affordable(affordable, CAREFUL * limit)[0][0]
     return judge(bench, winner, default, price, held_out, len(pool))
 
 

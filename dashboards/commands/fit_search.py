@@ -56,7 +56,7 @@ def fit_search(
             only=only,
             candidates=candidates,
             questions=questions,
-            held_out=2 * questions,
+            held_out=min(2 * questions, 4000),
             tell=tell,
         )
     except (PlanError, ValueError) as error:
