@@ -25,6 +25,7 @@ help:
 	@echo "make gpu     what needs an NVIDIA GPU: tests, profile, kernel benchmark (gpu-tests, gpu-profile, gpu-bench),"
 	@echo "             the replay and Countdown (gpu-replay, gpu-countdown)"
 	@echo "make gpu-dry the same host code where there is none"
+	@echo "make replay-cpu the searches on the real tiny engine, beside their prediction (needs torch)"
 	@echo "make readme  put the report of \`make run\`, and the tree, into README.md"
 	@echo "make screenshots  take the pictures of the page in docs/pictures (needs a Chromium)"
 	@echo "make clean   remove what was built; runs/ and $(VENV) stay"

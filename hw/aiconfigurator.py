@@ -172,7 +172,7 @@ def _rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(file, columns=list(columns)).to_pydict()
+        table = pq.read_table(file, columns=list(columns), use_threads=False).to_pydict()
     except (OSError, pa.ArrowException) as error:
         raise ProfileError(f"cannot read {file}: {error}.") from error
     if missing := [column for column in columns if column not in table]:

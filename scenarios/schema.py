@@ -323,10 +323,11 @@ class Controller(Strict):
 
     @model_validator(mode="after")
     def _learned_needs_a_value(self) -> Self:
-        given = {"value_per_correct", "load_gain", "max_rounds", "file"} & self.model_fields_set
+        fields = type(self).model_fields
+        given = [n for n in fields if n != "kind" and getattr(self, n) != fields[n].default]
         if self.kind == "fixed" and given:
             hint = "write kind: learned beside it, or leave it out"
-            raise wrong(f"a fixed controller has no {sorted(given)[0]}", hint)
+            raise wrong(f"a fixed controller has no {given[0]}", hint)
         if self.kind == "learned" and self.value_per_correct is None:
             hint = "say what a right answer is worth: value_per_correct: 0.05 USD"
             raise wrong("a learned controller weighs GPU time against right answers", hint)

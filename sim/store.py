@@ -227,7 +227,7 @@ def _read_table(place: Path, name: str, files: Mapping[str, Any]) -> Table:
     file = f"{name}.parquet"
     data = _bytes(place, file, files)
     try:
-        stored = pq.read_table(pa.BufferReader(data))
+        stored = pq.read_table(pa.BufferReader(data), use_threads=False)  # its pool can outlive us
     except (pa.ArrowException, OSError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise _broken(place / file, f"is not readable as Parquet: {first}") from None

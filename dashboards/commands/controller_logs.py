@@ -16,7 +16,8 @@ def learn_from(path: str, prices: Sequence[str], seed: int) -> FromLogs:
     import pyarrow.csv
 
     try:
-        table = pyarrow.csv.read_csv(path)
+        options = pyarrow.csv.ReadOptions(use_threads=False)
+        table = pyarrow.csv.read_csv(path, read_options=options)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read as CSV: {str(error).splitlines()[0]}") from None
     given: dict[str, float] = {}
