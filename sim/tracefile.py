@@ -149,7 +149,7 @@ def _table(
     try:
         table = pa_csv.read_csv(
             pa.BufferReader(data),
-            read_options=pa_csv.ReadOptions(column_names=names, skip_rows=1),
+            read_options=pa_csv.ReadOptions(column_names=names, skip_rows=1, use_threads=False),
             convert_options=pa_csv.ConvertOptions(
                 include_columns=list(kinds),
                 column_types={name: types[kind] for name, kind in kinds.items()},
