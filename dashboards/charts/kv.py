@@ -100,13 +100,16 @@ def pages_by_tier(queries: Table, names: Sequence[str], slices: int = 80) -> Cha
     count = max(1, np.unique(table["replication"]).size)
     if table["arrival_s"].size:
         ends = np.where(np.isfinite(table["finish_s"]), table["finish_s"], np.inf)
-        last = float(table["arrival_s"].max())
-        for time_s in np.linspace(0.0, last, slices):
-            alive = (table["first_scheduled_s"] <= time_s) & (time_s < ends)
-            for tier in names:
-                pages = table["peak_kv_pages"][alive & (table["tier"] == tier)].sum()
-                row = {"time": float(time_s), "tier": tier, "pages": float(pages) / count}
-                values.append(row)
+        times = np.linspace(0.0, float(table["arrival_s"].max()), slices)
+        for tier in names:
+            mine = table["tier"] == tier
+            pages = table["peak_kv_pages"][mine]
+            held = _until(table["first_scheduled_s"][mine], pages, times)
+            held = (held - _until(ends[mine], pages, times)) / count
+            values += [
+                {"time": float(at), "tier": tier, "pages": float(n)}
+                for at, n in zip(times, held, strict=True)
+            ]
     return (
         alt.Chart(inline(values))
         .mark_area()
@@ -118,3 +121,10 @@ def pages_by_tier(queries: Table, names: Sequence[str], slices: int = 80) -> Cha
         )
         .properties(height=330, description="Whose queries hold the KV memory over time, by tier.")
     )
+
+
+def _until(at: Any, pages: Any, times: Any) -> Any:
+    """The sum of the pages of all that happened by each of the times."""
+    order = np.argsort(at)
+    total = np.concatenate([[0], np.cumsum(pages[order])])
+    return total[np.searchsorted(at[order], times, side="right")]

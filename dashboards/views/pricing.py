@@ -9,7 +9,7 @@ import streamlit as st
 
 from dashboards import charts, data, page, words
 from dashboards.page import dollars, plain
-from pricing.breakdown import LABELS, breakdown
+from pricing.breakdown import LABELS, Breakdown, breakdown
 from pricing.contract import Priced, price
 from pricing.liability import reserve
 from scenarios.errors import ScenarioError, UserError
@@ -41,11 +41,11 @@ def main() -> None:
     )
     rate = _rates(run, loaded.scenario)
     try:
-        scenario = loads(
-            run.stored.resolved, "resolved.yaml", _changes(menu, edited) + rate
-        ).scenario
-        now = price(run.stored.result, scenario)
-        before = price(run.stored.result, loaded.scenario)
+        changes = tuple(_changes(menu, edited) + rate)
+        scenario = loads(run.stored.resolved, "resolved.yaml", changes).scenario
+        digest = str(run.stored.manifest["files"]["queries.parquet"]["sha256"])
+        before = _priced(run, digest, run.stored.resolved, ())
+        now = _priced(run, digest, run.stored.resolved, changes)
     except ScenarioError as error:
         st.error(plain(error.problems[0].message))
         return
@@ -63,7 +63,7 @@ def main() -> None:
     with right:
         st.subheader("Who pays for whom")
         by = page.choose("By", "by", list(LABELS), "difficulty")
-        found = breakdown(now, by)
+        found = _split(now, digest, run.stored.resolved, changes, by)
         st.altair_chart(charts.transfers(found.groups))
         if not math.isnan(found.cross_subsidy.value):
             st.caption(
@@ -72,6 +72,19 @@ def main() -> None:
             )
     st.dataframe([_group(group) for group in found.groups], hide_index=True)
     _liability(now, scenario)
+
+
+@st.cache_resource(show_spinner="Pricing the queries", max_entries=12)
+def _priced(_run: data.Run, digest: str, resolved: str, changes: tuple[str, ...]) -> Priced:
+    scenario = loads(resolved, "resolved.yaml", changes).scenario
+    return price(_run.stored.result, scenario)
+
+
+@st.cache_resource(show_spinner="Splitting the bill", max_entries=48)
+def _split(
+    _now: Priced, digest: str, resolved: str, changes: tuple[str, ...], by: str
+) -> Breakdown:
+    return breakdown(_now, by)
 
 
 def _menu(scenario: Scenario) -> list[dict[str, Any]]:
