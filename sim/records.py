@@ -183,7 +183,11 @@ def concatenate(tables: Sequence[Table]) -> Table:
 
 def select(table: Table, mask: NDArray[Any]) -> Table:
     """Keep the rows that a boolean mask or an index array of shape (rows,) picks."""
-    return {name: values[mask] for name, values in table.items()}
+    if mask.dtype == np.bool_:
+        if mask.all():
+            return dict(table)
+        mask = np.flatnonzero(mask)
+    return {name: values.take(mask, axis=0) for name, values in table.items()}
 
 
 def size(table: Table) -> int:
