@@ -337,6 +337,7 @@ def dash(
     \b
     Example: treeline dash runs
     """
+    import signal
     import subprocess
     from importlib.util import find_spec
 
@@ -354,8 +355,13 @@ def dash(
         "--browser.gatherUsageStats=false",
     )
     streamlit = [sys.executable, "-m", "streamlit", "run", page, *options, "--", runs]
-    done = subprocess.run(streamlit, check=False, stdout=sys.stderr)  # noqa: S603
-    raise typer.Exit(1 if done.returncode else 0)
+    with subprocess.Popen(streamlit, stdout=sys.stderr) as server:  # noqa: S603
+        signal.signal(signal.SIGTERM, lambda *_: server.terminate())  # whoever stops us stops it
+        try:
+            code = server.wait()
+        except KeyboardInterrupt:  # it heard it too
+            code = server.wait()
+    raise typer.Exit(1 if code > 0 else 0)
 
 
 @command

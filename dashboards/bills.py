@@ -73,7 +73,7 @@ def _days(found: MonthBill) -> RenderableType:
         top = max(item.needed)
         for name, first in (("weekday", 0), ("Sunday", 144)):
             bars = "".join(_bar(n, top) for n in item.needed[first : first + 24])
-            texts.append(f"{words.name(item.device, 20):20} {name:8} |{bars}| 0 to {top} nodes")
+            texts.append(f"{words.name(item.device, 20):20} {name:8} |{bars}| full: {top} nodes")
         texts.append(f"{'':20} {_share(item)}")
     rates = found.week
     texts.append(
