@@ -71,12 +71,12 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 def main() -> None:
     """Entry point of the `treeline` command; exits with a code of the table above."""
-    import warnings
+    import os
 
     from dashboards.terminal import program
 
-    # joblib says so on a machine without lscpu, and then counts logical cores
-    warnings.filterwarnings("ignore", message="Could not find the number of physical cores")
+    # joblib looks for physical cores with lscpu, and complains where there is none; one will do
+    os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a narrow encoding is no reason to fail
