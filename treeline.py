@@ -65,6 +65,13 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a value by its path; repeatable."),
 ]
+Replications = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="More of them narrow the intervals.")
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Processes; all cores by default.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
@@ -133,13 +140,9 @@ def run(
         int | None, typer.Option(min=0, metavar="N", help="Other queries of the same kind.")
     ] = None,
     set_: Set = None,
-    replications: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="More of them narrow the intervals.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Processes; all cores by default.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    replications: Replications = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
     force: Force = False,
     as_json: Json = False,
     fail_on_slo: Annotated[
@@ -331,6 +334,10 @@ def report(
 @command
 def dash(
     runs: Annotated[str, typer.Argument(help="The folder of run directories.")] = "runs",
+    scenarios: Annotated[
+        str,
+        typer.Option(metavar="DIR", help="The folder of scenarios; by default those that ship."),
+    ] = "",
     port: Annotated[
         int, typer.Option(min=1, max=65535, metavar="N", help="Port on this machine.")
     ] = 8501,
@@ -358,7 +365,7 @@ def dash(
         "--server.address=localhost",  # this machine alone
         "--browser.gatherUsageStats=false",
     )
-    streamlit = [sys.executable, "-m", "streamlit", "run", page, *options, "--", runs]
+    streamlit = [sys.executable, "-m", "streamlit", "run", page, *options, "--", runs, scenarios]
     with subprocess.Popen(streamlit, stdout=sys.stderr) as server:  # noqa: S603
         signal.signal(signal.SIGTERM, lambda *_: server.terminate())  # whoever stops us stops it
         try:
@@ -382,13 +389,9 @@ def price(
         str | None, typer.Option("--write", metavar="FILE", help="Save the best menu as a what-if.")
     ] = None,
     set_: Set = None,
-    replications: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="More of them narrow the intervals.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Processes; all cores by default.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    replications: Replications = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
     as_json: Json = False,
     fail_on_promise: Annotated[
         bool, typer.Option("--fail-on-promise", help="Exit code 3 when a promise is refused.")
@@ -436,10 +439,8 @@ def bill(
         str | None, typer.Option("--as-of", metavar="DATE", help="Day of its prices; today.")
     ] = None,
     set_: Set = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Processes; all cores by default.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    workers: Workers = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Say what a workload costs a month on whole nodes, and when an API would be cheaper.
@@ -477,7 +478,7 @@ def controller(
         int, typer.Option(min=2000, metavar="N", help="Held-out questions of the frozen mix.")
     ] = 24_000,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Other questions.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Judge a learned controller: cost at equal accuracy, oracles, promises, a map of its decisions.
@@ -555,7 +556,7 @@ def profile(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be measured, and how long.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -658,7 +659,7 @@ def validate(
     diagnosis: Annotated[
         bool, typer.Option(help="Say which term of the model would explain what is left.")
     ] = True,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
     force: Force = False,
     as_json: Json = False,
     fail_on_error: Annotated[
@@ -723,7 +724,7 @@ def science(
     markdown: Annotated[
         str | None, typer.Option(metavar="FILE", help="Also write the page docs/science.md here.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -828,7 +829,7 @@ def fit_controller(
         list[str] | None,
         typer.Option(metavar="PLAN=USD", help="Of a plan in the logs, per million tokens."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -864,7 +865,7 @@ def fit_controller(
 @functools.partial(command, group=fit_app, name="questions")
 def fit_questions(
     data: Annotated[str, typer.Argument(help="A CSV or JSON Lines file, a row for every sample.")],
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Fit a class of questions, or a verifier, to graded samples: maximum likelihood and its misfit.
@@ -914,7 +915,7 @@ def fit_search(
     count: Annotated[int, typer.Option(min=100, help="Questions to train on.")] = 3000,
     candidates: Annotated[int, typer.Option(min=5, help="Parameter settings to try.")] = 96,
     seed: Annotated[int, typer.Option(min=0, help="Other questions of the same kind.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Train the parameters of a search: more right answers for no more GPU-seconds, held out.
@@ -954,7 +955,7 @@ def searches(
     ] = None,
     count: Annotated[int, typer.Option(min=10, help="Questions.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Other questions of the same kind.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Compare every search on the same questions: accuracy, tokens, tokens on the critical path.

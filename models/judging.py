@@ -7,8 +7,8 @@ query, accuracy) points, one for each price of GPU time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -18,8 +18,7 @@ from models.batch_rollout import best, vote
 from models.evidence import seen
 from models.learned import RATES, STAGES, Learned
 from models.mix import Drawn
-from models.training import Prices, Staged, staged
-from models.world import LOST
+from models.training import Prices, Staged
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -151,25 +150,26 @@ def clairvoyant(drawn: Drawn, prices: Prices, most: int) -> Played:
 
 def cost_at(curve: Sequence[Played], accuracy: float, rows: Any = slice(None)) -> float:
     """GPU-seconds a query at which a curve reaches an accuracy, by interpolation; inf where it does not."""
-    points = frontier([(float(p.gpu_s[rows].mean()), float(p.right[rows].mean())) for p in curve])
+    some = (replace(p, right=p.right[rows], gpu_s=p.gpu_s[rows]) for p in curve)
+    points = [p.point for p in best_of(list(some))]
     costs, reached = (np.array(column) for column in zip(*points, strict=True))
     if accuracy > reached[-1]:
         return math.inf
     return float(np.interp(accuracy, reached, costs))
 
 
-def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no cheaper one reaches or beats, cheapest first."""
-    found: list[tuple[float, float]] = []
-    for cost, accuracy in sorted(points):
-        if not found or accuracy > found[-1][1]:
-            found.append((cost, accuracy))
+def best_of(plans: Sequence[Played]) -> list[Played]:
+    """The plans that no cheaper one reaches or beats, cheapest first."""
+    found: list[Played] = []
+    for plan in sorted(plans, key=lambda plan: plan.point):
+        if not found or plan.point[1] > found[-1].point[1]:
+            found.append(plan)
     return found
 
 
 def area(curve: Sequence[Played], low: float, high: float) -> float:
     """Mean accuracy between two costs, the cost on a logarithmic axis; the curve is a step held to the right."""
-    points = frontier([p.point for p in curve])
+    points = [p.point for p in best_of(curve)]
     at = np.geomspace(low, high, 400)
     costs, reached = (np.array(column) for column in zip(*points, strict=True))
     place = np.searchsorted(costs, at, side="right") - 1
@@ -185,21 +185,6 @@ def bootstrap(
     values = [statistic(random.integers(0, n, n)) for _ in range(times)]
     low, high = np.quantile(values, (0.025, 0.975))
     return float(low), float(high)
-
-
-def table_of(drawn: Drawn, classes: int, prices: Prices) -> Staged:
-    """The questions as a controller sees them."""
-    return staged(drawn, classes, prices)
-
-
-def by_class(drawn: Drawn, names: Sequence[str]) -> Mapping[str, Bools]:
-    """Which questions belong to each class."""
-    return {name: drawn.klass == number for number, name in enumerate(names)}
-
-
-def lost(drawn: Drawn) -> float:
-    """Share of trajectories that end without an answer."""
-    return float((drawn.wrong == LOST).mean())
 
 
 def _played(name: str, right: npt.NDArray[Any], gpu_s: Floats, n: int) -> Played:

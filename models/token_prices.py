@@ -14,6 +14,7 @@ from models.training import Prices
 
 BATCH: Final = 64  # sequences that decode together
 CONTEXT: Final = 1024  # KV tokens that each of them reads on its own
+_TRUST: Final = ("roofline", "imported", "measured")  # the least of two is said of both
 CHUNK: Final = 4096  # tokens of a prefill
 
 
@@ -27,4 +28,6 @@ def token_prices(
     prompt = policy.base_s(0, CHUNK) / CHUNK * policy.gpus + scored
     label = f"{policy.label}; batch {batch}, context {context}"
     digest = hashlib.sha256(f"{label} {generated:.9e} {scored:.9e} {prompt:.9e}".encode())
-    return Prices(generated, scored, prompt, label, digest.hexdigest())
+    kinds = [cost.source_kind for cost in (policy, judge) if cost is not None]
+    kind = min(kinds, key=_TRUST.index)
+    return Prices(generated, scored, prompt, label, digest.hexdigest(), kind)

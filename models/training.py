@@ -43,6 +43,7 @@ class Prices:
     prompt_s: float
     label: str
     digest: str
+    source_kind: str  # measured | imported | roofline, as of the step costs behind them
 
     def trajectories(self, tokens: npt.NDArray[Any], scored: bool = True) -> Floats:
         """GPU-seconds of whole trajectories of so many tokens, each of them scored or not."""
@@ -142,6 +143,7 @@ def _provenance(mix: Mix, drawn: Drawn, prices: Prices, seed: int) -> dict[str, 
         "data_sha256": digest.hexdigest(),
         "prices": prices.label,
         "prices_sha256": prices.digest,
+        "prices_source_kind": prices.source_kind,
         "gpu_s_per_generated_token": prices.generated_s,
         "gpu_s_per_scored_token": prices.scored_s,
         "seed": seed,

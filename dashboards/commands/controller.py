@@ -114,10 +114,10 @@ def evaluate(path: str | None, questions: int, seed: int, tell: Tell) -> dict[st
         "questions": len(held),
         "provenance": dict(controller.provenance),
         "prices": prices.label,
-        "source_kind": "imported" if "imported" in prices.label else "measured",
+        "source_kind": prices.source_kind,
         "curve": [_point(p) for p in curve],
-        "fixed": [_point(p) for p in judging_frontier(plans)],
-        "fixed_in_catalogue": [_point(p) for p in judging_frontier(catalogue)],
+        "fixed": [_point(p) for p in judging.best_of(plans)],
+        "fixed_in_catalogue": [_point(p) for p in judging.best_of(catalogue)],
         "oracles": [_point(p) for p in (*first[::4], *second[::4], *others)],
         "random": _point(cheap),
         "at": _point(single),
@@ -131,15 +131,6 @@ def evaluate(path: str | None, questions: int, seed: int, tell: Tell) -> dict[st
         "variants": list(_variants(controller, chosen, prices, questions // 2, seed, single)),
         "calibration": _calibration(single),
     }
-
-
-def judging_frontier(plans: list[Played]) -> list[Played]:
-    """The plans that no cheaper one reaches."""
-    best: list[Played] = []
-    for plan in sorted(plans, key=lambda plan: plan.point):
-        if not best or plan.point[1] > best[-1].point[1]:
-            best.append(plan)
-    return best
 
 
 def _equal(curve: list[Played], plans: list[Played], target: Played, n: int) -> dict[str, Any]:
@@ -250,8 +241,10 @@ def _promises(
                 if found is None:
                     refused += 1
                     continue
-                sold = signal >= found.threshold
-                coverage.append(float(sold.mean()))
+                others = np.ones(len(rows), dtype=np.bool_)  # never judged on what it was fitted to
+                others[sample] = False
+                sold = others & (signal >= found.threshold)
+                coverage.append(float(sold.sum() / others.sum()))
                 precision.append(float(right[sold].mean()))
                 broken += precision[-1] < promise
             mean = float(np.mean(coverage)) if coverage else 0.0
@@ -357,7 +350,7 @@ def text(found: dict[str, Any]) -> str:
             f"{found['questions']:,} questions held out, of a frozen mix; trained on "
             f"{found['provenance']['questions']:,} others."
         ),
-        f"GPU-seconds: {found['prices']}.",
+        f"GPU-seconds ({found['source_kind']}): {found['prices']}.",
         "",
         "Cost against accuracy",
         *_picture(found),

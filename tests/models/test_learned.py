@@ -22,7 +22,7 @@ from models.rollout import rollout
 from models.training import Prices, fit, staged
 from models.tree import Tree
 
-PRICES = Prices(1e-4, 1.5e-5, 4e-5, "given", "0")
+PRICES = Prices(1e-4, 1.5e-5, 4e-5, "given", "0", "roofline")
 
 
 @given(
@@ -95,6 +95,28 @@ def test_a_file_that_is_no_controller_is_refused_with_the_way_out(tmp_path: Path
         (tmp_path / "c.json").write_text(text)
         with pytest.raises(ValueError, match="treeline fit controller"):
             load(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize(
+    ("policy", "judge", "said"),
+    [
+        ("measured", "measured", "measured"),
+        ("measured", "roofline", "roofline"),
+        ("imported", "measured", "imported"),
+        ("roofline", None, "roofline"),
+    ],
+)
+def test_prices_never_claim_more_than_the_step_costs_behind_them(
+    policy: str, judge: str | None, said: str
+) -> None:
+    from dataclasses import replace
+
+    from models.latency import StepCost
+    from models.token_prices import token_prices
+
+    plain = StepCost.linear(1e-2, 1e-5, 1e-5, 1e-9)
+    other = replace(plain, source_kind=judge) if judge is not None else None
+    assert token_prices(replace(plain, source_kind=policy), other).source_kind == said
 
 
 def test_a_hint_has_the_correlation_with_the_difficulty_that_is_asked_for() -> None:
