@@ -236,7 +236,7 @@ def _promises(
             ideal = _ideal(signal, right, promise)
             broken, coverage, refused, precision = 0, [], 0, []
             for _ in range(REDRAWS):
-                sample = random.choice(len(rows), min(CALIBRATION, len(rows)), replace=False)
+                sample = random.choice(len(rows), min(CALIBRATION, len(rows) // 2), replace=False)
                 found = certify(signal[sample], right[sample], promise)
                 if found is None:
                     refused += 1
@@ -245,8 +245,9 @@ def _promises(
                 others[sample] = False
                 sold = others & (signal >= found.threshold)
                 coverage.append(float(sold.sum() / others.sum()))
-                precision.append(float(right[sold].mean()))
-                broken += precision[-1] < promise
+                if sold.any():
+                    precision.append(float(right[sold].mean()))
+                    broken += precision[-1] < promise
             mean = float(np.mean(coverage)) if coverage else 0.0
             yield {
                 "class": name,
