@@ -64,6 +64,8 @@ class Thinking:
         self.spent: Spent | None = None
         self.difficulty: float = world.difficulty  # type: ignore[attr-defined]
         replica.searches += 1
+        if judge is not None:
+            judge.searches += 1
         self.session = Session(search, world, max_tokens, max_expansions)
         self.replica = replica
         self.judge = judge
@@ -261,6 +263,8 @@ class Thinking:
         if not self.growing and self._scoring_since == self._scoring_since:
             self.verify_s += self.finish_s - self._scoring_since
         self.replica.searches -= 1
+        if self.judge is not None:
+            self.judge.searches -= 1
         if self.root is not None:
             self.replica.drop([self.root])
         if self.judge_root is not None:

@@ -39,7 +39,7 @@ class Replica:
         self.batch = batch
         self.pool = pool
         self.index = index
-        self.searches = 0  # queries placed here and not finished
+        self.searches = 0  # placed here and not over
         self.pages_s = 0.0  # integral of pinned pages over time
         self.pages_max = 0
         self.running_s = 0.0  # integral of decoding branches over time

@@ -15,9 +15,10 @@ import simpy
 
 from models.batch_rollout import batch_rollout, covers
 from models.calibration import Calibrator
-from models.controller import Features, Plan, search_for
+from models.controller import STAGED, Features, Plan, search_for
 from models.keyed import root_keys
 from models.rollout import rollout
+from models.search import ALGORITHMS
 from models.tree import Tree
 from scenarios.errors import UserError
 from sim.fleet import Fleet
@@ -194,6 +195,7 @@ def arrivals(
     block = resolved.policy.settings.block_size
     room = resolved.policy.settings.num_gpu_blocks * block
     streams = [chosen.algorithm == "direct" for chosen in plans]
+    scoring = {STAGED} | {name for name, known in ALGORITHMS.items() if known.needs_verifier}
     gpus = resolved.policy.cost.gpus
     judge_gpus = resolved.judge.cost.gpus if resolved.judge is not None else 0
     columns = zip(
@@ -223,7 +225,7 @@ def arrivals(
             search_for(chosen, Tree(world.root)),
             world,
             replica,
-            judge,
+            judge if chosen.algorithm in scoring else None,
             prefix,
             chosen.max_tokens,
             streams[tier],
