@@ -5,10 +5,11 @@ each of the C - 1 others brings one prompt in, so that
 
     TPOT = gap + each x b + decode x (one step of b branches) + prefill x (b - 1) / output x (one prompt)
     TTFT = start + alone x (one prompt) + burst x (b - 1) / 2 x (one prompt) + steps x (one step) [+ wait]
+    wait = (queued + C - b) / b x (one answer)
 
 A step and a prompt cost what the cost model says. The constants (Terms) are an engine's and a load test's:
-how far the CPU stays behind, and how much of the first burst the average still holds. Where KV memory holds
-only b < C requests, the others wait: (C - b) / b answers.
+how far the CPU stays behind, how much of the first burst the average still holds, how many requests the engine
+leaves queued though they would fit. Where KV memory holds only b < C requests, the others wait too.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Parts:
     share_s: float  # others_s / output tokens
     output_tokens: float
     batch: float
-    waiting: float  # (C - b) / b
+    waiting: float  # (C - b) / b: answers that a request waits for memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +73,19 @@ class Terms:
     alone: float = 1.2
     burst: float = 0.15
     steps: float = 2.0  # decode steps that a prompt waits for
+    queued: float = 1e-3  # requests that wait for another's end, on average over the run
 
 
 _RATE = ("gap_s", "each_s", "decode", "prefill")  # the terms of TPOT
-_FIRST = ("start_s", "alone", "burst", "steps")  # those of TTFT alone
+_FIRST = ("start_s", "alone", "burst", "steps", "queued")  # those of TTFT alone
 # How far a calibration may move a term, in log scale: factors of the device's time a tenth, the rest a half or
 # more. One standard deviation of the prior beside an error of a tenth in each point.
 _PRIOR: Mapping[str, float] = {"gap_s": 0.5, "each_s": 0.5, "decode": 0.1, "prefill": 0.2,
-                               "start_s": 1.0, "alone": 0.5, "burst": 1.0, "steps": 1.0}  # fmt: skip
+                               "start_s": 1.0, "alone": 0.5, "burst": 1.0, "steps": 1.0,
+                               "queued": 3.0}  # fmt: skip
+_TRIED = {
+    "queued": 0.1
+}  # where the search starts if not at the prior: there a small change would not show
 _SOFT = 0.1  # relative errors from here on count linearly
 
 
@@ -122,7 +128,8 @@ def ttft(found: Parts, terms: Terms) -> float:
         + terms.burst * found.others_s / 2
         + terms.steps * found.step_s
     )
-    return served + found.waiting * (served + found.output_tokens * tpot(found, terms))
+    answers = found.waiting + terms.queued / found.batch
+    return served + answers * (served + found.output_tokens * tpot(found, terms))
 
 
 def calibrate(
@@ -146,7 +153,8 @@ def _moved(
 
     if not found:
         return prior
-    start = np.log([getattr(prior, name) for name in names])
+    centre = np.log([getattr(prior, name) for name in names])
+    start = np.log([max(getattr(prior, name), _TRIED.get(name, 0.0)) for name in names])
     spread = np.array([_PRIOR[name] for name in names])
     aim = np.log(measured)
 
@@ -156,7 +164,7 @@ def _moved(
     def misses(logs: Floats) -> Floats:
         terms = with_(logs)
         errors = np.log([predict(part, terms) for part in found]) - aim
-        return np.concatenate([errors, _SOFT * (logs - start) / spread])
+        return np.concatenate([errors, _SOFT * (logs - centre) / spread])
 
     result = least_squares(misses, start, loss="soft_l1", f_scale=_SOFT, max_nfev=60)
     return with_(result.x)

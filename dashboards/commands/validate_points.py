@@ -15,16 +15,20 @@ from dashboards.terminal import Tell, plain
 from scenarios.errors import UserError
 from sim.points import Modelled, Unmodelled, is_points, modelled, read_points
 from sim.points_accuracy import (
+    AIM,
     NOMINAL,
     Bands,
     Errors,
+    Survey,
     bands,
     errors,
     expected,
     groups,
+    load_of,
     other_half,
     shipped,
     summary,
+    survey,
     terms_of,
 )
 from sim.renewal import Floats
@@ -61,10 +65,9 @@ class PointsReport:
 
     found: list[Modelled]
     left: list[Unmodelled]
-    ways: dict[
-        str, Both
-    ]  # by constants: those that ship, none, those of the other half of the models
+    ways: dict[str, Both]  # by constants: those that ship, those one expects, those of other halves
     bands: dict[str, tuple[Bands, ...]]  # dense models, all models
+    surveys: dict[str, Survey]
 
     @property
     def holds(self) -> bool:
@@ -94,12 +97,14 @@ def validate_points(
         raise UserError(f"{path}: no point can be modelled: {'; '.join(reasons)}.")
     ways = {
         _SHIPPED: errors(found, partial(terms_of, constants=shipped())),
-        "no calibration": errors(found, expected),
-        "constants of the other half of the models": other_half(found),
+        "expected constants": errors(found, expected),
+        "the other half of the loads": other_half(found, load_of),
+        "the other half of the models": other_half(found),
     }
-    dense = [item for item in found if not item.experts]
+    kinds = {"dense models": [item for item in found if not item.experts], "all models": found}
+    surveys = {name: made for name, kind in kinds.items() if (made := survey(kind)) is not None}
     return PointsReport(
-        found, left, ways, {"dense models": bands(dense), "all models": bands(found)}
+        found, left, ways, {name: bands(kind) for name, kind in kinds.items()}, surveys
     )
 
 
@@ -124,7 +129,11 @@ def document(report: PointsReport) -> dict[str, Any]:
             for name, by in _BY.items()
         },
         "bands": {
-            which: {"nominal": NOMINAL, "halves": [asdict(half) for half in made]}
+            which: {
+                "nominal": NOMINAL,
+                "halves": [asdict(half) for half in made],
+                "every_half": asdict(report.surveys[which]) if which in report.surveys else None,
+            }
             for which, made in report.bands.items()
         },
         "peer": {"tpot_median": PEER_TPOT_MEDIAN, "ttft_mean": PEER_TTFT_MEAN},
@@ -145,11 +154,12 @@ def picture(report: PointsReport) -> RenderableType:
         Text(""),
         _ways(report),
         Text("Error: predicted / measured - 1; median, mean and p90 of its size, and its signed median."),
+        Text("Expected: of engines and load tests before any calibration, but chosen in sight of the public points."),
         Text(""),
     ]  # fmt: skip
     best = report.ways[_SHIPPED]
     parts += [_groups(name, groups(report.found, by, best)) for name, by in _BY.items()]
-    parts += [Text(""), _bands(report)]
+    parts += [Text(""), _bands(report), *_surveys(report)]
     return Group(*parts)
 
 
@@ -226,3 +236,12 @@ def _bands(report: PointsReport) -> Table:
             table.add_row(which, plain(names), str(half.points), f"{half.coverage:.1%}",
                           f"{half.width:.1%}")  # fmt: skip
     return table
+
+
+def _surveys(report: PointsReport) -> list[Text]:
+    return [
+        Text(f"Over all {made.splits} halves of {which}: {made.coverage:.1%} inside (one deviation {made.deviation:.1%}, "
+             f"{made.aimed:.0%} of the halves from {AIM[0]:.0%} to {AIM[1]:.0%}), width +-{made.width:.1%} "
+             f"(nine in ten up to {made.width_p90:.1%}).")
+        for which, made in report.surveys.items()
+    ]  # fmt: skip

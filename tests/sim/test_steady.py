@@ -11,7 +11,7 @@ from models.latency import StepCost
 from sim.steady import Load, Parts, Terms, calibrate, parts, tpot, ttft
 
 COST = StepCost.linear(8e-3, per_decode=1e-5, per_prefill=2e-5, kv=1e-8, saturation=1e9)
-IDEAL = Terms(gap_s=0.0, each_s=0.0, start_s=0.0, alone=1.0, burst=0.0, steps=0.0)
+IDEAL = Terms(gap_s=0.0, each_s=0.0, start_s=0.0, alone=1.0, burst=0.0, steps=0.0, queued=0.0)
 
 
 def measured(clients: int, asked: int, answer: int, rounds: int = 6) -> float:
@@ -59,6 +59,15 @@ def test_clients_that_memory_cannot_hold_wait_for_whole_answers() -> None:
     assert tpot(tight, IDEAL) < tpot(wide, IDEAL)
     answer_s = ttft(replace(tight, waiting=0.0), IDEAL) + 1000 * tpot(tight, IDEAL)
     assert ttft(tight, IDEAL) - ttft(replace(tight, waiting=0.0), IDEAL) == pytest.approx(answer_s)
+
+
+def test_one_request_that_always_waits_adds_the_time_between_two_answers_to_each() -> None:
+    found = parts(COST, Load(clients=8, input_tokens=1000, output_tokens=1000), kv_tokens=1e9)
+    free, queued = (ttft(found, replace(IDEAL, queued=n)) for n in (0.0, 1.0))
+    answer_s = free + 1000 * tpot(found, IDEAL)
+    assert queued - free == pytest.approx(
+        answer_s / 8
+    )  # Little: one waits, 8 / answer arrive a second
 
 
 def test_fp8_kv_halves_what_reading_costs_and_nothing_else() -> None:
