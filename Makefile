@@ -1,7 +1,7 @@
-# One word each: run, test, lint, dash, bench, kernels, gpu. Needs make (3.81 or later), pip (22.3 or later) and a Python 3.11 to 3.13.
+# One word each: run, test, lint, dash, fast, bench, kernels, gpu. Needs make (3.81 or later), pip (22.3 or later) and a Python 3.11 to 3.13.
 # Everything goes into .venv; nothing is installed again until pyproject.toml or constraints.txt change, so a second run works offline.
 .DEFAULT_GOAL := help
-.PHONY: help run test slow screenshots lint dash bench kernels gpu gpu-dry replay-cpu readme clean FORCE
+.PHONY: help run test slow screenshots lint dash fast bench kernels gpu gpu-dry replay-cpu readme clean FORCE
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -20,6 +20,7 @@ help:
 	@echo "make slow    run the tests that take longer, and those in a real browser"
 	@echo "make lint    ruff (rules and format) and mypy"
 	@echo "make dash    open the page on the runs in runs/ (needs a browser)"
+	@echo "make fast    compile the core where there is a C compiler: the same results, sooner (a minute, once)"
 	@echo "make bench   how fast the simulator is, beside raw SimPy on the same machine"
 	@echo "make kernels compile the CUDA kernels without a GPU (CuPy and NVRTC: 160 MB, once)"
 	@echo "make gpu     what needs an NVIDIA GPU: tests, profile, kernel benchmark (gpu-tests, gpu-profile, gpu-bench),"
@@ -49,7 +50,11 @@ lint: $(STAMPS)/test
 dash: $(STAMPS)/dashboard
 	@$(VENV)/bin/treeline dash
 
-bench: $(STAMPS)/core
+# Python needs none of it (docs/speed.md); a build of other sources is never used.
+fast: $(STAMPS)/test
+	@$(PY) tests/fast.py
+
+bench: fast
 	@$(PY) tests/bench.py
 
 # Machine code for Hopper and Ampere without a GPU. CuPy and NVRTC lie apart, so that make test stays quick.

@@ -38,7 +38,7 @@ RESERVE_DIVISOR: Final = 5
 UNLIMITED: Final = 1 << 62
 
 
-class SearchError(RuntimeError):
+class SearchError(Exception):
     """A search broke the protocol: expanded a dropped node, waits for nothing, or ignored a Cut."""
 
 

@@ -11,17 +11,21 @@ import heapq
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sim.freequeue import FreeQueue
 
 if TYPE_CHECKING:
     from sim.branch import Cohort
 
-DONE, WAITING, FILLING, DECODING = range(4)
+# What a branch does: nothing (any more), wait, have its path brought in, decode.
+DONE: Final = 0
+WAITING: Final = 1
+FILLING: Final = 2
+DECODING: Final = 3
 
 
-class DoesNotFitError(RuntimeError):
+class DoesNotFitError(Exception):
     """A single branch needs more pages than the pool has."""
 
 

@@ -39,6 +39,7 @@ class Thinking:
     When it is over its tree is forgotten (unless `keep`), and `spent` is what remains of it.
     """
 
+    __deletable__ = ("session", "world")  # says mypyc: models/compiled.py
     __slots__ = (
         "row", "session", "world", "replica", "judge", "prefix", "arrival_s", "first_token_s",
         "scheduled_s", "finish_s", "answer_start_s", "verify_s", "root", "judge_root", "growing", "keep", "spent", "difficulty",

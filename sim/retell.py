@@ -76,8 +76,8 @@ class _Told(Thinking):
 
     __slots__ = ("asked", "dropped", "ended", "held", "scored")
 
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
+    def remember(self) -> None:
+        """Keep everything from now on, before it starts."""
         self.keep = True
         self.asked: dict[Node, float] = {}
         self.ended: dict[Node, float] = {}
@@ -133,7 +133,11 @@ def retell(
     thinking: list[Thinking | None] = []
 
     def make(number: int, *given: Any) -> Thinking:
-        return _Told(number, *given) if number == row else Thinking(number, *given)
+        if number != row:
+            return Thinking(number, *given)
+        told = _Told(number, *given)
+        told.remember()
+        return told
 
     env.process(arrivals(env, resolved, demand, fleet, thinking, make))
     arrival = float(demand.arrival_s[row])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -355,8 +356,7 @@ def test_a_search_is_deterministic_and_asks_the_verifier_only_if_it_says_so(case
 def test_the_catalogue_describes_each_algorithm_with_parameters_its_function_takes() -> None:
     for name, algorithm in ALGORITHMS.items():
         assert algorithm.function.__name__ == name
-        code = algorithm.function.__code__  # type: ignore[attr-defined]
-        assert code.co_varnames[: code.co_argcount] == ("tree", *algorithm.parameters)
+        assert tuple(signature(algorithm.function).parameters) == ("tree", *algorithm.parameters)
         assert algorithm.description.endswith(".")
         assert algorithm.source
         for parameter in algorithm.parameters.values():

@@ -17,6 +17,8 @@ from sim.query import Thinking
 from sim.replica import Replica
 from tests.sim.driving import House, questions
 
+pytestmark = pytest.mark.reaches_in
+
 MODEL = {"preset": "math-500", "step_tokens": {"kind": "uniform", "low": 3, "high": 120}}
 SEARCHES: tuple[tuple[str, dict[str, int]], ...] = (
     ("beam", {"width": 2, "expand": 3}),

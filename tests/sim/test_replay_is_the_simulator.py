@@ -16,6 +16,8 @@ from sim.kv import KvNode
 from sim.stepper import Device, Log, Stepper
 from tests.sim.driving import COST, JUDGE_COST, House, questions
 
+pytestmark = pytest.mark.reaches_in
+
 SHORT = {
     "preset": "math-500",
     "prompt_tokens": {"kind": "uniform", "low": 20, "high": 120},

@@ -15,6 +15,8 @@ from sim.executor import Executor, Played  # noqa: E402
 from tests.hw.test_engine import Watched, dense  # noqa: E402
 from tests.sim.test_replay_is_the_simulator import VOCAB, house, same  # noqa: E402
 
+pytestmark = pytest.mark.reaches_in
+
 POLICY = Transformer("tiny", 2, 64, 4, 1, 128, 96, VOCAB)
 JUDGE = Transformer("tiny-prm", 2, 64, 4, 2, 128, 96, VOCAB, score_head=True)
 ENGINE = Settings(60, 16, 8, 64)
