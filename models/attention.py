@@ -20,6 +20,7 @@ from hw.profile import Column
 from hw.transformer import Transformer
 from models.attention_grid import Lines
 from models.curves import isotonic
+from models.kriging import with_lent_attention
 from models.measured import Measured, Table, per_call, where
 from models.prefill import Prefill, prefill
 
@@ -234,6 +235,10 @@ def decode_grid(measured: Measured, device: Device, shape: Transformer, split: i
     rows = _decode_rows(measured, shape, split)
     if rows is None:
         return None
+    everyone = measured.rows("suffix_attention")
+    everyone = where(everyone, (everyone["sum_s"] > 0) & (everyone["B"] > 0))
+    if len(everyone["B"]):
+        rows = with_lent_attention(rows, everyone, device, causal=False)
     found = grid_of(rows, device)
     own_roofs = _roofs(device, *attention_widths(shape, split))
     return replace(found, read_s=own_roofs[0], pair_s=own_roofs[1])

@@ -2,8 +2,7 @@
 
 A measured time t at m rows is floor(m) exp(r(m)): the floor is physics (bytes over bandwidth and FLOP over
 rate, rounded where they meet, plus a launch), the residual r is what was measured on top. Where the very
-matrix was measured, r comes from its points. Elsewhere r carries over from matrices of nearby size by a
-locally weighted quadratic regression in (log n, log k), one for each m (scikit-learn's Ridge). Times are
+matrix was measured, r comes from its points; elsewhere others lend theirs (models/kriging.py). Times are
 then made monotone in m by isotonic projection, and between two points follow the floor. Outside the
 points the utilisation of the last one is held.
 """
@@ -24,11 +23,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 # A kernel starts, runs and ends: no operation is shorter. Only the shape of the floor between points depends on
 # it. Source: least of 27,648 H200 GEMMs, NVIDIA aiconfigurator, 2026-11-23.
 LAUNCH_S = 4e-6
-# Width of the neighbourhood in log size: e^0.35 is 1.4 times as wide or as narrow. Source: least error on
-# matrices left out, docs/cost-model.md.
-_WIDTH = 0.35
-_RIDGE = 1e-3
-_LEAST_NEIGHBOURS = 8
 # Kernels take tiles of this many rows: other counts run ragged, at another speed. Source: the jump of fp8
 # GEMMs between m = 768 and 769 in aiconfigurator's H200 tables.
 TILE = 16
@@ -112,41 +106,6 @@ def isotonic(rows: Column, times: Column) -> tuple[Column, float]:
     projected = np.exp(IsotonicRegression().fit(rows, np.log(times)).predict(rows))
     projected = np.maximum.accumulate(projected)
     return projected, float(np.median(np.abs(projected / times - 1)))
-
-
-def transferred(
-    target: tuple[float, float], sizes: Array, rows: Column, logs: Column
-) -> tuple[Array, Array] | None:
-    """Residuals of a matrix of size `target` (n, k) from those of others: (rows, log residuals).
-
-    `sizes` (points, 2), `rows` and `logs` are of the measured points. The target is held inside the hull of
-    sizes. None when fewer than eight matrices lie near.
-    """
-    from sklearn.linear_model import Ridge
-
-    matrices, index = np.unique(sizes, axis=0, return_inverse=True)
-    index = index.reshape(-1)
-    logs_of = np.log(matrices)
-    held = np.clip(np.log(target), logs_of.min(axis=0), logs_of.max(axis=0))
-    away = logs_of - held
-    weight = np.exp(-(away**2).sum(axis=1) / (2 * _WIDTH**2))
-    near = weight > 1e-3
-    if near.sum() < _LEAST_NEIGHBOURS:
-        return None
-    features = np.column_stack([away, away**2, away[:, 0] * away[:, 1]])
-    points = np.unique(rows)
-    table = np.full((len(matrices), len(points)), np.nan)
-    table[index, np.searchsorted(points, rows)] = logs
-    known = near[:, None] & ~np.isnan(table)
-    enough = known.sum(axis=0) >= _LEAST_NEIGHBOURS
-    found = np.full(len(points), np.nan)
-    for pattern in np.unique(known[:, enough], axis=1).T:  # one regression for all m measured alike
-        alike = enough & (known == pattern[:, None]).all(axis=0)
-        here = table[pattern][:, alike]
-        fit = Ridge(alpha=_RIDGE).fit(features[pattern], here, sample_weight=weight[pattern])
-        # A residual is no further off than those of its neighbours.
-        found[alike] = np.clip(fit.intercept_, here.min(axis=0), here.max(axis=0))
-    return (points[enough].astype(float), found[enough]) if enough.any() else None
 
 
 def nearest(

@@ -14,14 +14,16 @@ from hw.profile import Column, Profile
 from models.attention import grid_of
 from models.composed import WHOLE, composed
 from models.curves import LAUNCH_S, chosen, ragged, through
+from models.kriging import with_lent_attention
 from models.measured import Table, per_call, where
-from models.operations import matrix_residuals, smooth_floors
+from models.operations import matrix_residuals, smooth_floors, with_lent_tokens
 
 _FIFTH = 0.2
 _MATRICES = 60  # of a dtype, drawn at random, are enough to tell
 _AXES = ("m", "P", "B", "S")  # of chunks beside decoders
 _DECODE, _PREFILL, _MIXED = "suffix_attention", "prefill_attention", "mixed_attention"
-Predict = Callable[[Table, Table, Device], Column]
+Predict = Callable[[Table, Table, Table, Device], Column]
+"""predict(rows of one curve or grid, points asked for, rows of the whole operation that were fitted, device)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +92,10 @@ def heldout(profile: Profile, device: Device, seed: int = 0) -> Heldout:
     for op in np.unique(table["op"][~product & ~whole]).tolist():
         here = (table["op"] == op) & ~product
         kind = _KINDS.get(op) or (_CURVE if not table["B"][here].any() else _NEARBY)
-        groups = list(_groups(where(table, here), out[here], kind.key))
-        if (found := _error(op, groups, kind.predict, roofs)) is not None:
+        every = where(table, here)
+        groups = list(_groups(every, out[here], kind.key))
+        known = where(every, ~out[here])
+        if (found := _error(op, groups, known, kind.predict, roofs)) is not None:
             errors.append(found)
     if product.any():
         products = where(table, product)
@@ -135,15 +139,15 @@ def _groups(rows: Table, out: Column, key: tuple[str, ...]) -> Iterator[tuple[Ta
 
 
 def _error(
-    op: str, groups: list[tuple[Table, Table]], predict: Predict, device: Device
+    op: str, groups: list[tuple[Table, Table]], fitted: Table, predict: Predict, device: Device
 ) -> Error | None:
-    measured, fitted = [], []
+    measured, said = [], []
     for kept, left in groups:
-        found = predict(kept, left, device)
+        found = predict(kept, left, fitted, device)
         use = np.isfinite(found)
         measured.append(per_call(left)[use])
-        fitted.append(found[use])
-    return _summary(op, measured, fitted)
+        said.append(found[use])
+    return _summary(op, measured, said)
 
 
 def _floor(rows: Table, device: Device) -> Callable[[float], float]:
@@ -164,7 +168,10 @@ def _floor(rows: Table, device: Device) -> Callable[[float], float]:
     return floor
 
 
-def _curve(kept: Table, left: Table, device: Device) -> Column:
+def _curve(kept: Table, left: Table, fitted: Table, device: Device) -> Column:
+    if kept["op"][0] == "experts":
+        same = fitted["dtype"] == kept["dtype"][0]
+        kept = with_lent_tokens(kept, where(fitted, same), device)
     floor = _floor(kept, device)
     found = np.full(len(left["m"]), np.nan)
     for tiles in (True, False):
@@ -180,27 +187,28 @@ def _shift(kept: Table, device: Device) -> float:
     return through(_floor(kept, device), rows["m"], per_call(rows)).shift
 
 
-def _grid(kept: Table, left: Table, device: Device) -> Column:
+def _grid(kept: Table, left: Table, fitted: Table, device: Device) -> Column:
     if len(np.unique(kept["B"])) < 2 or len(np.unique(kept["S"])) < 2:
         return np.full(len(left["B"]), np.nan)
-    grid = grid_of(kept, device)
+    grid = grid_of(with_lent_attention(kept, fitted, device, causal=False), device)
     return grid.seconds(left["B"], left["B"] * left["S"])
 
 
-def _chunks(kept: Table, left: Table, device: Device) -> Column:
+def _chunks(kept: Table, left: Table, fitted: Table, device: Device) -> Column:
     found = np.full(len(left["m"]), np.nan)
     kept, fresh = where(kept, kept["P"] == 0), left["P"] == 0
     if len(np.unique(kept["m"])) > 1 and len(np.unique(kept["B"])) > 1:
-        grid = grid_of(kept, device, causal=True)
+        others = where(fitted, fitted["P"] == 0)
+        grid = grid_of(with_lent_attention(kept, others, device, causal=True), device, causal=True)
         found[fresh] = grid.seconds(left["B"][fresh], (left["B"] * left["m"])[fresh])
     return found
 
 
-def _nearby(kept: Table, left: Table, device: Device) -> Column:
+def _nearby(kept: Table, left: Table, fitted: Table, device: Device) -> Column:
     """What is told by several loads: the residual over the floor at the nearest measured loads, in log scale."""
     from sklearn.neighbors import KNeighborsRegressor
 
-    del device
+    del fitted, device
 
     def axes(rows: Table) -> Column:
         found: Column = np.log1p(np.column_stack([rows[a] for a in ("B", "P", "S", "m")]))
@@ -213,9 +221,9 @@ def _nearby(kept: Table, left: Table, device: Device) -> Column:
     return found
 
 
-def _lines(kept: Table, left: Table, device: Device) -> Column:
+def _lines(kept: Table, left: Table, fitted: Table, device: Device) -> Column:
     """Chunks beside decoders: the geometric mean of what the neighbours along each of four axes say."""
-    del device
+    del fitted, device
     points = list(zip(*(kept[axis].tolist() for axis in _AXES), strict=True))
     times = dict(zip(points, per_call(kept).tolist(), strict=True))
     marks = [np.unique(np.concatenate([kept[axis], left[axis]])).tolist() for axis in _AXES]

@@ -18,7 +18,14 @@ from models.curves import (
     nearest,
     smooth_floor,
     through,
-    transferred,
+)
+from models.kriging import (
+    EXPERTS,
+    PRODUCTS,
+    expert_axes,
+    kriged,
+    product_axes,
+    residuals_over_floor,
 )
 from models.measured import Measured, Table, per_call, where
 
@@ -29,6 +36,7 @@ _LIKE: Mapping[str, tuple[str, ...]] = {
     "mxfp4": ("mxfp4", "w4a16_mxfp4", "int4_wo"),
     "float16": ("float16", "bfloat16"),
 }
+_LEAST_MATRICES = 8  # fewer are no evidence for a size that was not measured
 # Light operations beyond those of linear_work that a profile may hold, with their calls a layer (0: one a step).
 EXTRA: Mapping[str, int] = {"activation": 1, "rotary": 1, "final_norm": 0, "add": 2}
 
@@ -153,34 +161,29 @@ def matrix_residuals(
 ) -> tuple[Column, Column] | None:
     """Rows m and log residuals of a matrix of `size` (n, k) from measured ones of its dtype.
 
-    `own` marks its own rows: they count as they are. At other m, and without rows of its own, those of
-    nearby sizes lend theirs, shifted as its own points ask. None without own rows and neighbours.
+    `own` marks its own rows: they count as they are. At other m (within its own), and without rows of its
+    own, all measured ones near in m, n and k say it (models.kriging). The size is held inside theirs. None
+    without own rows where fewer than eight matrices were measured.
     """
     kind = chosen(rows["m"], whole_tiles=tiles)
-    others = where(rows, kind & ~own)
-    lent = None
-    if len(others["m"]):
-        lent = transferred(size, *residuals(others, device, calls))
-    if not own.any():
-        return lent
     mine = where(rows, own)
     mine = where(mine, chosen(mine["m"], whole_tiles=tiles))
     _, m, logs = residuals(mine, device, calls)
     points = np.unique(m)
     known = np.array([np.median(logs[m == point]) for point in points])
-    if lent is None:
-        return points.astype(float), known
-    common, at, there = np.intersect1d(points, lent[0], return_indices=True)
-    if not len(common):
-        return points.astype(float), known
-    shift = known[at] - lent[1][there]
-    new = ~np.isin(lent[0], points) & (lent[0] >= points[0]) & (lent[0] <= points[-1])
-    filled = lent[1][new] + np.interp(np.log(lent[0][new]), np.log(common), shift)
-    order = np.argsort(np.concatenate([points, lent[0][new]]))
-    return (
-        np.concatenate([points, lent[0][new]]).astype(float)[order],
-        np.concatenate([known, filled])[order],
-    )
+    sizes, every_m, every = residuals(rows, device, calls)
+    if len(np.unique(sizes, axis=0)) < _LEAST_MATRICES:
+        return (points.astype(float), known) if len(points) else None
+    lent = np.setdiff1d(rows["m"][kind], points)
+    if len(points):
+        lent = lent[(lent >= points[0]) & (lent <= points[-1])]
+    if len(lent):
+        held = np.clip(size, sizes.min(axis=0), sizes.max(axis=0))
+        asked = product_axes(lent, *np.broadcast_to(held[:, None], (2, len(lent))))
+        said = kriged(PRODUCTS, product_axes(every_m, *sizes.T), every, asked)
+        points, known = np.concatenate([points, lent]), np.concatenate([known, said])
+    order = np.argsort(points)
+    return points[order].astype(float), known[order]
 
 
 def residuals(rows: Table, device: Device, calls: int = 1) -> tuple[Column, Column, Column]:
@@ -255,7 +258,7 @@ def _experts(
     same = (rows["n"] == width) & (rows["k"] == work.k)
     same &= (rows["P"] == work.top_k) & (rows["S"] == work.experts)
     if same.any():
-        rows = where(rows, same)
+        rows = with_lent_tokens(where(rows, same), rows, device)
         return through(floor, rows["m"], layers * per_call(rows), source="experts")
     one = LAUNCH_S + np.hypot(
         rows["bytes_floor"] / device.copy_bytes_per_s, rows["flop"] / _rates(device, rows["dtype"])
@@ -267,3 +270,25 @@ def _experts(
     points, residual = nearest(target, sizes, rows["m"], np.log(per_call(rows) / one))
     times = np.array([floor(m) for m in points]) * np.exp(residual)
     return through(floor, points, times, exact=False, source="experts of another mixture")
+
+
+def with_lent_tokens(own: Table, rows: Table, device: Device) -> Table:
+    """A mixture's rows and, at token counts that only others were measured at, what those lend it.
+
+    Counts from half its own least to twice its own most; `rows` are those of all mixtures of its dtype.
+    """
+    m = own["m"]
+    near = (rows["m"] >= m.min() / 2) & (rows["m"] <= 2 * m.max())
+    lent = np.setdiff1d(rows["m"][near], m)
+    if not len(lent):
+        return own
+    filled = where(own, np.zeros(len(lent), int)) | {"m": lent}
+    missed = 1.0 - filled["P"] / filled["S"]  # the chance that a token does not choose an expert
+    filled["bytes_floor"] = filled["bytes_floor"] * (1 - missed**lent) / (1 - missed ** m[0])
+    filled["flop"] = filled["flop"] * lent / m[0]
+    filled["t_us_median"] = np.full(len(lent), 1e6)
+    said = kriged(
+        EXPERTS, expert_axes(rows), residuals_over_floor(rows, device), expert_axes(filled)
+    )
+    filled["t_us_median"] = 1e6 * np.exp(said - residuals_over_floor(filled, device))
+    return {name: np.concatenate([own[name], filled[name]]) for name in own}

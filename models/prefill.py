@@ -12,6 +12,7 @@ from hw.imported import attention_widths
 from hw.profile import Column
 from hw.transformer import Transformer
 from models.curves import Curve, through
+from models.kriging import with_lent_attention
 from models.measured import Measured, Table, per_call, where
 
 # Chunks from here on keep a device busy: how fast they attend is how fast any chunk reads a long context.
@@ -44,16 +45,25 @@ class Prefill:
 
 
 def prefill(measured: Measured, device: Device, shape: Transformer, split: int) -> Prefill | None:
-    """The measured prefill attention of a shape, or of the nearest measured one; None without any."""
+    """The measured prefill attention of a shape, or of the nearest measured one.
+
+    None without any, and where fewer than two sizes of a chunk without context were measured of it.
+    """
     rows = measured.rows("prefill_attention")
     rows = where(rows, (rows["m"] > 0) & (rows["B"] == 1))
     if not len(rows["m"]):
         rows = measured.rows("mixed_attention")
         rows = where(rows, (rows["m"] > 0) & (rows["B"] == 0))
-    if len(np.unique(rows["m"][rows["P"] == 0])) < 2:
+    if not len(rows["m"]):
         return None
     n, k = attention_widths(shape, split)
     rows, own = _nearest(rows, n, k, shape.head_dim)
+    if len(np.unique(rows["m"][rows["P"] == 0])) < 2:
+        return None
+    everyone = measured.rows("prefill_attention")
+    everyone = where(everyone, (everyone["m"] > 0) & (everyone["B"] > 0) & (everyone["P"] == 0))
+    if not (rows["P"] > 0).any() and len(everyone["m"]):
+        rows = with_lent_attention(rows, everyone, device, causal=True)
     one = prefill_of(rows, device)
     layers = shape.layers - shape.windowed_layers
     scale = layers * n / own  # another width computes in proportion

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.curves import chosen, isotonic, nearest, ragged, smooth_floor, through, transferred
+from models.curves import chosen, isotonic, nearest, ragged, smooth_floor, through
 
 BANDWIDTH, RATE = 4e12, 8e14
 
@@ -61,22 +61,7 @@ def test_rows_that_fill_no_tile_are_a_curve_of_their_own() -> None:
     assert chosen(even, whole_tiles=False).all()  # nothing ragged was measured
 
 
-def test_a_matrix_that_nobody_measured_borrows_a_smooth_residual_from_its_neighbours() -> None:
-    sizes = [(n, k) for n in (1024, 1536, 2048, 3072, 4096) for k in (1024, 1536, 2048, 3072, 4096)]
-
-    def residual(n: float, k: float, m: float) -> float:
-        return 0.3 + 0.1 * np.log(n / 2048) - 0.05 * np.log(k / 2048) ** 2 + 0.02 * np.log(m)
-
-    points = [(n, k, m) for n, k in sizes if (n, k) != (2048, 2048) for m in (1.0, 64.0, 4096.0)]
-    table = np.array([[n, k] for n, k, _ in points], float)
-    rows, logs = np.array([m for *_, m in points]), np.array([residual(*p) for p in points])
-    found = transferred((2048.0, 2048.0), table, rows, logs)
-    assert found is not None
-    assert found[0].tolist() == [1, 64, 4096]
-    assert found[1] == pytest.approx([residual(2048, 2048, m) for m in (1, 64, 4096)], abs=0.01)
-    # Far outside the hull the nearest edge speaks, and too few neighbours are no evidence.
-    edge = transferred((60_000.0, 2048.0), table, rows, logs)
-    assert edge is not None
-    assert np.all(edge[1] <= logs.max() + 1e-9)
-    assert transferred((2048.0, 2048.0), table[:9], rows[:9], logs[:9]) is None
-    assert nearest((1100.0, 1000.0), table, rows, logs)[1].tolist() == logs[:3].tolist()
+def test_the_nearest_size_speaks_for_one_that_was_not_measured() -> None:
+    sizes = np.array([[1024.0, 1024], [1024, 1024], [4096, 1024]])
+    rows, logs = nearest((1100.0, 1000.0), sizes, np.array([1, 64, 1]), np.array([0.1, 0.2, 0.9]))
+    assert (rows.tolist(), logs.tolist()) == ([1, 64], [0.1, 0.2])
