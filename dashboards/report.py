@@ -254,7 +254,7 @@ def _fleet(result: Result) -> RenderableType:
             Text(words.name(pool.device, 20) + (f" x{pool.gpus}" if pool.gpus > 1 else "")),
             f"{pool.replicas}",
             words.share(pool.utilisation),
-            words.share(pool.pages_mean / total if total else math.nan),
+            words.share(pool.pinned_mean / total if total else math.nan),
             words.share(pool.pages_max / total if total else math.nan),
             f"{pool.num_preemptions:,}",
             words.share(pool.saved),
@@ -322,7 +322,7 @@ def _comparison(comparison: Comparison) -> RenderableType:
     for pool in comparison.pools:
         base, other = pool.base, pool.other
         lines.append(
-            f"{words.name(base.pool)}: KV mean {base.pages_mean:,.0f} -> {other.pages_mean:,.0f} pages, "
+            f"{words.name(base.pool)}: KV mean {base.pinned_mean:,.0f} -> {other.pinned_mean:,.0f} pages, "
             f"max {base.pages_max:,} -> {other.pages_max:,}, preempted "
             f"{base.num_preemptions:,} -> {other.num_preemptions:,}, "
             f"busy {words.share(base.utilisation)} -> {words.share(other.utilisation)}"

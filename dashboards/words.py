@@ -74,6 +74,8 @@ def change(value: float, unit: str) -> str:
     sign = "+" if value > 0 else ""
     if unit == "share":
         return f"{sign}{100 * value:.1f} pt"
+    if unit == "s" and math.isinf(value):
+        return "becomes never" if value > 0 else "no longer never"
     return sign + quantity(value, unit)
 
 

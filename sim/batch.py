@@ -560,13 +560,18 @@ class Batch(Ledger):
         return sum(not query.gone for _, query in self._new)
 
     def pages_naive(self) -> int:
-        """Return the pages that what runs now would hold if branches shared nothing."""
+        """Return the pages that what runs now would hold if branches shared nothing.
+
+        As in the tree, a decoder's page of the tick under way counts once it is taken.
+        """
         pages = 0
         p = self.block_size
+        begun = self._stretch is not None and (self._boundary or self._taken > 0)
+        now = self.tick + begun
         for _, query in self._decoding:
             for cohort in query.cohorts:
                 first = cohort.nodes[0]
-                tokens = first.path - first.ticks - 1 + cohort.written + self.tick - cohort.joined
+                tokens = first.path - first.ticks - 1 + cohort.written + now - cohort.joined
                 pages += cohort.count * -(-tokens // p)
         for branch in self.completing():
             tokens = branch.path - 1 - max(0, branch.ticks - branch.written - 1)

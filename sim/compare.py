@@ -34,6 +34,17 @@ class Difference:
         return self.change.low > 0 or self.change.high < 0
 
     @property
+    def state(self) -> str:
+        """What can be said of the change, in a word: lower, higher, not clear, no interval or unchanged."""
+        if self.unchanged:
+            return "unchanged"
+        if math.isnan(self.change.low) or math.isnan(self.change.high):
+            return "no interval"
+        if not self.clear:
+            return "not clear"
+        return "higher" if self.change.value > 0 else "lower"
+
+    @property
     def unchanged(self) -> bool:
         """Whether every pair has the same value in both, as far as the mean and its spread tell."""
         return self.change.value == 0 and not self.change.high > 0

@@ -307,8 +307,10 @@ def joint(queries: Table, bins: int = 4) -> tuple[JointBin, ...]:
 class PoolMetrics:
     """KV memory and use of one pool over all replications; pages are per replica.
 
-    `naive_mean` is what the running sequences would hold without sharing, `saved` the share of it
-    that sharing saves; `hit` the share of context tokens found in the prefix cache.
+    Means are over the samples of the measured span: pages that running sequences hold (`pinned_mean`), those
+    kept for reuse (`cached_mean`), and what the running ones would hold without sharing (`naive_mean`);
+    `saved` is the share of the latter that sharing saves. `pages_max` is the most that a replica ever
+    pinned, `hit` the share of context tokens found in the prefix cache, `utilisation` of the whole simulation.
     """
 
     pool: str
@@ -318,10 +320,10 @@ class PoolMetrics:
     gpus: int
     utilisation: float
     pages_total: int
-    pages_mean: float
     pages_max: int
     naive_mean: float
     pinned_mean: float
+    cached_mean: float
     saved: float
     hit: float
     num_preemptions: int
@@ -338,7 +340,7 @@ def pool_table(result: Result) -> list[PoolMetrics]:
 
 def _pool(result: Result, name: str) -> PoolMetrics:
     rows = select(result.pools, result.pools["pool"] == name)
-    samples = select(result.timeline, result.timeline["pool"] == name)
+    samples = _in_span(select(result.timeline, result.timeline["pool"] == name), rows)
     time = float((rows["total_s"] * rows["replicas"]).sum())
     naive, pinned = mean(samples["pages_naive"]), mean(samples["pages_pinned"])
     context = float(rows["prefix_hit_tokens"].sum() + rows["computed_tokens"].sum())
@@ -350,16 +352,26 @@ def _pool(result: Result, name: str) -> PoolMetrics:
         gpus=int(rows["gpus"][0]),
         utilisation=float(rows["busy_s"].sum()) / time if time > 0 else math.nan,
         pages_total=int(rows["pages_total"][0]),
-        pages_mean=mean(rows["pages_mean"]),
         pages_max=int(rows["pages_max"].max()),
         naive_mean=naive,
         pinned_mean=pinned,
+        cached_mean=mean(samples["pages_cached"]),
         saved=1 - pinned / naive if naive > 0 else 0.0,
         hit=float(rows["prefix_hit_tokens"].sum()) / context if context > 0 else 0.0,
         num_preemptions=int(rows["num_preemptions"].sum()),
         cost_label=str(rows["cost_label"][0]),
         cost_source_kind=str(rows["cost_source_kind"][0]),
     )
+
+
+def _in_span(samples: Table, rows: Table) -> Table:
+    """The samples of the measured span, which ends with the last sample of each replication."""
+    kept = np.zeros(size(samples), dtype=bool)
+    for replication, span in zip(rows["replication"], rows["span_s"], strict=True):
+        mine = samples["replication"] == replication
+        if mine.any():
+            kept |= mine & (samples["time_s"] > samples["time_s"][mine].max() - span)
+    return select(samples, kept)
 
 
 def warnings(tiers: Sequence[TierMetrics]) -> list[str]:

@@ -10,7 +10,7 @@ import altair as alt
 from dashboards.charts.base import Chart, colour, inline
 from sim.compare import Difference
 
-_STATES = ("lower", "higher", "not clear")
+STATES = ("lower", "higher", "not clear", "no interval", "unchanged")
 
 
 def changes(differences: Sequence[Difference]) -> Chart:
@@ -26,21 +26,20 @@ def changes(differences: Sequence[Difference]) -> Chart:
         low, high = ((base + end) / base for end in (row.change.low, row.change.high))
         if not (math.isfinite(low) and math.isfinite(high)):
             low = high = ratio
-        state = "not clear" if not row.clear else "higher" if row.change.value > 0 else "lower"
         values.append(
             {
                 "figure": row.name,
                 "ratio": ratio,
                 "low": max(low, ratio / 10),
                 "high": high,
-                "state": state,
+                "state": row.state,
             }
         )
     base_chart = alt.Chart(inline(values)).encode(
         y=alt.Y(
             "figure:N", title=None, sort=None, axis=alt.Axis(labelLimit=220, labelOverlap=False)
         ),
-        color=colour("state", _STATES),
+        color=colour("state", STATES, columns=5),
     )
     axis = alt.Axis(format="~g", tickCount=6)
     spread = base_chart.mark_rule(size=2).encode(
@@ -49,7 +48,7 @@ def changes(differences: Sequence[Difference]) -> Chart:
     )
     points = base_chart.mark_point(filled=True, size=70).encode(
         x="ratio:Q",
-        shape=alt.Shape("state:N", legend=None, scale=alt.Scale(domain=list(_STATES))),
+        shape=alt.Shape("state:N", legend=None, scale=alt.Scale(domain=list(STATES))),
         tooltip=[
             "figure:N",
             alt.Tooltip("ratio:Q", format=".3g", title="times the base"),
@@ -59,5 +58,6 @@ def changes(differences: Sequence[Difference]) -> Chart:
     one = alt.Chart(inline([{"one": 1.0}])).mark_rule(strokeDash=[4, 4]).encode(x="one:Q")
     return alt.layer(one, spread, points).properties(
         height=24 * max(1, len(values)) + 110,
-        description="Figures as multiples of the base with 95 % intervals; a bar across 1 is not clear.",
+        description="Figures as multiples of the base with 95 % intervals; a bar across 1 is not clear, a point "
+        "without a bar has no interval.",
     )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
 
 from dashboards import charts, data, page, words
-from dashboards.page import plain
+from dashboards.page import number, plain
 from scenarios.errors import UserError
-from sim.compare import Comparison, Difference, compare
+from sim.compare import Comparison, Difference, PoolComparison, TierComparison, compare
+from sim.metrics import PoolMetrics
 
 _TELLING = (
-    "mean E2E",
     "p95 E2E",
+    "mean E2E",
     "answered",
     "accuracy",
     "GPU cost per query",
@@ -52,19 +55,42 @@ def main() -> None:
         if tier.pairs:
             st.subheader(words.name(tier.tier))
             st.altair_chart(charts.changes(tier.differences))
+            if never := _never(tier):
+                st.markdown(plain(never))
             with st.expander(f"All figures, over {tier.pairs:,} pairs"):
                 st.dataframe([_row(row) for row in tier.differences], hide_index=True)
     rows = [
         {
             "pool": pool.base.pool,
-            "KV mean": f"{words.share(pool.base.pages_mean / pool.base.pages_total)} → {words.share(pool.other.pages_mean / pool.other.pages_total)}",
-            "busy": f"{words.share(pool.base.utilisation)} → {words.share(pool.other.utilisation)}",
-            "preemptions": f"{pool.base.num_preemptions:,} → {pool.other.num_preemptions:,}",
+            "GPUs": _both(pool, lambda one: f"{one.replicas * one.gpus}"),
+            "USD an hour": f"{_hourly(before, pool.base)} → {_hourly(run, pool.other)}",
+            "KV mean": _both(pool, lambda one: words.share(one.pinned_mean / one.pages_total)),
+            "busy": _both(pool, lambda one: words.share(one.utilisation)),
+            "preemptions": _both(pool, lambda one: f"{one.num_preemptions:,}"),
         }
         for pool in found.pools
     ]
     st.subheader("Fleet")
     st.dataframe(rows, hide_index=True)
+
+
+def _both(pool: PoolComparison, figure: Callable[[PoolMetrics], str]) -> str:
+    return f"{figure(pool.base)} → {figure(pool.other)}"
+
+
+def _hourly(run: data.Run, pool: PoolMetrics) -> str:
+    """What a pool's GPUs cost an hour in a run, whether they work or not."""
+    rates = {row["pool"]: row["rate"] for row in run.summary["money"]["bill"]["pools"]}
+    return words.usd(number(rates.get(pool.pool)) * pool.replicas * pool.gpus)
+
+
+def _never(tier: TierComparison) -> str:
+    """The percentiles that one of the runs never reaches: they have no ratio, so the chart lacks them."""
+    lost = [row for row in tier.differences if math.isinf(row.base) or math.isinf(row.other)]
+    if not lost:
+        return ""
+    parts = [f"{row.name} {words.seconds(row.base)} → {words.seconds(row.other)}" for row in lost]
+    return f"Not in the chart: {words.sentence_of(parts)}. Never: more than 5 % are not answered at all."
 
 
 def _likely(run: data.Run, others: list[str]) -> str:
@@ -83,19 +109,22 @@ def _verdicts(before: data.Run, after: data.Run) -> None:
 
 
 def _headline(found: Comparison) -> None:
-    """The largest clear changes first, as sentences."""
-    lines = []
-    for tier in found.tiers:
-        for row in tier.differences:
-            if row.name in _TELLING and row.clear:
-                lines.append(
-                    f"{tier.tier}: {row.name} {words.quantity(row.base, row.unit)} → "
-                    f"{words.quantity(row.other, row.unit)} "
-                    f"({words.change(row.change.value, row.unit)} "
-                    f"{words.range_of(row.change, row.unit)})"
-                )
-    for line in lines or ["No clear change of p95, accuracy or margin in any tier."]:
-        st.markdown(f"- {plain(line)}")
+    """What tells most of each tier, in one table."""
+    rows = [
+        {"tier": words.name(tier.tier), **_row(row)}
+        for tier in found.tiers
+        for name in _TELLING
+        for row in tier.differences
+        if row.name == name and not row.unchanged
+    ]
+    if not rows:
+        st.markdown("Nothing that tells has changed.")
+        return
+    st.dataframe(rows, hide_index=True)
+    st.caption(
+        "Lower and higher: the 95 % interval of the paired change holds no nought. No interval: there are too "
+        "few queries in a replication for this percentile, or it is never in one of them."
+    )
 
 
 def _row(row: Difference) -> dict[str, Any]:
@@ -105,7 +134,7 @@ def _row(row: Difference) -> dict[str, Any]:
         "here": words.quantity(row.other, row.unit),
         "change": words.change(row.change.value, row.unit),
         "95 % interval": words.range_of(row.change, row.unit),
-        "clear": "yes" if row.clear else "no",
+        "": row.state,
     }
 
 

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import streamlit as st
 
 from dashboards import charts, data, page, words
-from dashboards.page import number, plain
+from dashboards.page import plain
+from sim.estimate import Floats
+from sim.metrics import PoolMetrics, pool_table
 from sim.records import measured, select
 
 
 def main() -> None:
     """Show the KV memory of the run that was chosen."""
     run = page.run("KV memory")
-    pools = {str(pool["pool"]): pool for pool in run.summary["pools"]}
+    pools = {pool.pool: pool for pool in pool_table(run.stored.result)}
     name = page.choose("Pool", "pool", list(pools), where=st.sidebar)
     pool, result = pools[name], run.stored.result
     tiers = [str(tier["tier"]) for tier in run.summary["tiers"]]
-    columns = st.columns(4)
-    columns[0].metric(
-        "mean occupancy", words.share(number(pool["pages_mean"]) / pool["pages_total"])
+    columns = st.columns(5)
+    columns[0].metric("pinned, mean", words.share(pool.pinned_mean / pool.pages_total))
+    columns[1].metric("cached besides", words.share(pool.cached_mean / pool.pages_total))
+    columns[2].metric("pinned, fullest", words.share(pool.pages_max / pool.pages_total))
+    columns[3].metric("saved by sharing", words.share(pool.saved))
+    columns[4].metric("preemptions", f"{pool.num_preemptions:,}")
+    st.caption(
+        "Means over replicas in the measured time, the warm-up left out; the fullest is one replica at its "
+        "worst moment."
     )
-    columns[1].metric("highest", words.share(number(pool["pages_max"]) / pool["pages_total"]))
-    columns[2].metric("saved by sharing", words.share(number(pool["saved"])))
-    columns[3].metric("preemptions", f"{pool['num_preemptions']:,}")
-    st.markdown(plain(_in_words(pool)))
+    for line in (_in_words(pool), *_fills(run, tiers, pool)):
+        st.markdown(f"- {plain(line)}")
     st.subheader("Occupancy")
     st.altair_chart(charts.kv_over_time(result.timeline, name))
     st.caption(
@@ -35,7 +42,7 @@ def main() -> None:
     )
     st.subheader("Load")
     st.altair_chart(charts.load_over_time(result.timeline, name))
-    if pool["role"] == "policy":
+    if pool.role == "policy":
         st.subheader("Whose pages")
         st.altair_chart(charts.pages_by_tier(result.queries, tiers))
         st.caption(
@@ -44,18 +51,42 @@ def main() -> None:
         st.dataframe(_by_tier(run, tiers), hide_index=True)
 
 
-def _in_words(pool: dict[str, Any]) -> str:
-    total = pool["pages_total"]
-    full, mean = number(pool["pages_max"]) / total, number(pool["pages_mean"]) / total
-    if pool["num_preemptions"]:
+def _in_words(pool: PoolMetrics) -> str:
+    full, mean = pool.pages_max / pool.pages_total, pool.pinned_mean / pool.pages_total
+    if pool.num_preemptions:
         return (
-            f"The memory runs full: {pool['num_preemptions']:,} times a branch had to give its place "
+            f"The memory runs full: {pool.num_preemptions:,} times a branch had to give its place "
             "and be computed again. More memory a replica (tensor_parallel), fewer searches at once "
             "(engine.max_active_searches) or sharing (kv.sharing: tree) would help."
         )
     if full > 0.9:
         return f"Close to full at the worst moment ({words.share(full)}); nobody was preempted."
-    return f"Memory is not what binds here: {words.share(mean)} on average."
+    return f"Memory is not what binds here: {words.share(mean)} pinned on average, {words.share(full)} at most."
+
+
+def _fills(run: data.Run, tiers: list[str], pool: PoolMetrics) -> Iterator[str]:
+    """Whose pages they are, and what they would be without sharing, as sentences."""
+    if pool.role == "policy":
+        held = {tier: share for tier, share in _held(run, tiers).items() if share > 0}
+        if held:
+            parts = [
+                f"{tier} {words.share(held[tier])}" for tier in sorted(held, key=held.__getitem__)
+            ]
+            yield f"Whose queries fill it: {words.sentence_of(parts[::-1])} (peak pages times stay)."
+    if pool.naive_mean > pool.pinned_mean:
+        yield (
+            f"Sharing along the tree saves {words.share(pool.saved)}: with a copy of its path for every "
+            f"branch the same would take {words.share(pool.naive_mean / pool.pages_total)} of the memory."
+        )
+
+
+def _held(run: data.Run, tiers: list[str]) -> dict[str, float]:
+    """Each tier's share of page-seconds: the peak pages of its queries times their stay."""
+    table = measured(run.stored.result.queries)
+    stay: Floats = table["finish_s"] - table["first_scheduled_s"]
+    held = np.where(np.isfinite(stay), stay, 0.0) * table["peak_kv_pages"]
+    total = float(held.sum()) or 1.0
+    return {tier: float(held[table["tier"] == tier].sum()) / total for tier in tiers}
 
 
 def _by_tier(run: data.Run, tiers: list[str]) -> list[dict[str, Any]]:

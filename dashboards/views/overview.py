@@ -11,6 +11,7 @@ from dashboards import charts, data, page, words
 from dashboards.page import number, plain
 from dashboards.verdict import on_paper
 from sim.bound import Bound
+from sim.metrics import pool_table
 from sim.records import measured, size
 
 _FIRST = ("e2e", "ttfat", "ttft")  # what objectives are mostly about comes first
@@ -160,18 +161,15 @@ def _percentile(row: dict[str, Any], name: str) -> str:
 
 def _kv(run: data.Run) -> None:
     st.subheader("KV memory")
-    pools = run.summary["pools"]
-    for tab, pool in zip(st.tabs([plain(p["pool"]) for p in pools]), pools, strict=True):
+    pools = pool_table(run.stored.result)
+    for tab, pool in zip(st.tabs([plain(p.pool) for p in pools]), pools, strict=True):
         with tab:
-            st.altair_chart(charts.kv_over_time(run.stored.result.timeline, pool["pool"]))
+            st.altair_chart(charts.kv_over_time(run.stored.result.timeline, pool.pool))
             st.caption(
-                f"{pool['replicas']} x {plain(pool['device'])}, busy "
-                f"{words.share(number(pool['utilisation']))}, preempted "
-                f"{pool['num_preemptions']:,} times. {pool['pages_total']:,} pages a replica: running "
-                f"branches hold {number(pool['pinned_mean']):,.0f} on average, "
-                f"{number(pool['naive_mean']):,.0f} without sharing "
-                f"({words.share(number(pool['saved']))} saved). Prefix hits "
-                f"{words.share(number(pool['hit']))}."
+                f"{pool.replicas} x {plain(pool.device)}, busy {words.share(pool.utilisation)}, preempted "
+                f"{pool.num_preemptions:,} times. {pool.pages_total:,} pages a replica: running branches "
+                f"hold {pool.pinned_mean:,.0f} on average, {pool.naive_mean:,.0f} without sharing "
+                f"({words.share(pool.saved)} saved). Prefix hits {words.share(pool.hit)}."
             )
 
 
@@ -232,7 +230,11 @@ def _comparison(comparison: dict[str, Any]) -> None:
                         "this": words.quantity(number(row["other"]), unit),
                         "change": words.change(number(row["change"]["value"]), unit),
                         "95 % interval": f"{words.change(low, unit)} to {words.change(high, unit)}",
-                        "": "clear" if low * high > 0 else "",
+                        "": "no interval"
+                        if low * high != low * high
+                        else "clear"
+                        if low * high > 0
+                        else "",
                     }
                 )
     if rows:

@@ -215,6 +215,18 @@ def test_a_pool_says_what_sharing_saved_and_how_busy_it_was() -> None:
     assert thinker.num_preemptions == 9
 
 
+def test_means_of_a_pool_leave_the_warm_up_out() -> None:
+    rows = [
+        fixtures.sample(0, time_s, "thinker", pages_pinned=pinned)
+        for time_s, pinned in ((10.0, 0), (20.0, 0), (50.0, 400), (100.0, 600))
+    ]
+    found = fixtures.result(replications=1)
+    total = float(found.pools["span_s"][0])
+    assert 60 < total < 75  # of 100 s: the span begins between the second sample and the third
+    result = replace(found, timeline=fixtures.table("timeline", *rows))
+    assert pool_table(result)[0].pinned_mean == 500
+
+
 def test_figures_do_not_depend_on_the_order_of_replications() -> None:
     result = fixtures.result(replications=2)
     parts = [

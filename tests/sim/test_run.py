@@ -168,6 +168,13 @@ def test_every_query_has_one_row_with_times_in_order(base: Result) -> None:
         assert ids.tolist() == list(range(len(ids)))
 
 
+def test_without_sharing_the_pages_held_are_those_that_no_sharing_would_take() -> None:
+    timeline = result(SCENARIO, "fleet.thinker.kv.sharing=per_branch").timeline
+    thinker = timeline["pool"] == "thinker"
+    assert timeline["pages_pinned"][thinker].max() > 100
+    assert np.array_equal(timeline["pages_pinned"][thinker], timeline["pages_naive"][thinker])
+
+
 def test_what_queries_are_charged_is_what_the_pools_were_busy(base: Result) -> None:
     queries, pools = base.queries, base.pools
     for row in range(len(pools["pool"])):
