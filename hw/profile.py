@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -276,16 +277,23 @@ def load(path: str | Path) -> Profile:
         raise ProfileError(
             f"cannot read the profile table {table_path}: {error.strerror}."
         ) from error
+    return _parsed(table_path, side_path.name, content, side)
+
+
+@lru_cache(maxsize=4)
+def _parsed(table_path: Path, side_name: str, content: bytes, sidecar: str) -> Profile:
+    """The profile that these bytes hold; kept, because the pools of a fleet often name the same one."""
+    side = _checked_sidecar(table_path.with_name(side_name), sidecar)
     if hashlib.sha256(content).hexdigest() != side["file_sha256"]:
         raise ProfileError(
-            f"{table_path} does not match the digest in {side_path.name}: it was changed or cut off "
+            f"{table_path} does not match the digest in {side_name}: it was changed or cut off "
             "after it was saved. Copy both files again, or measure again."
         )
     columns = _read_table(table_path, content, side["rows"])
     found = checked(side["device"], side["source_kind"], side["label"], columns,
                     ceilings=side["ceilings"], meta=side["meta"], where=str(table_path))  # fmt: skip
     if found.digest != side["digest"]:
-        raise ProfileError(f"{table_path}: the table's digest is not the one in {side_path.name}.")
+        raise ProfileError(f"{table_path}: the table's digest is not the one in {side_name}.")
     return found
 
 
@@ -301,16 +309,23 @@ _SIDE: Mapping[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def _read_sidecar(path: Path) -> dict[str, Any]:
+def _read_sidecar(path: Path) -> str:
     try:
         if path.stat().st_size > 1_000_000:
             raise ProfileError(f"{path} is over 1 MB: not the sidecar of a profile.")
-        side = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ProfileError(
             f"cannot read {path}: {error.strerror}. A profile is two files, NAME.parquet and NAME.yaml."
         ) from error
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        raise ProfileError(f"{path} is not YAML: {error}.") from error
+
+
+def _checked_sidecar(path: Path, text: str) -> dict[str, Any]:
+    try:
+        side = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
         raise ProfileError(f"{path} is not YAML: {error}.") from error
     if not isinstance(side, dict):
         raise ProfileError(f"{path} must be a mapping with {', '.join(_SIDE)}.")
@@ -347,7 +362,9 @@ def _read_table(path: Path, content: bytes, rows: int) -> dict[str, Column]:
         column = table.column(name)
         if column.null_count:
             raise ProfileError(f"{path}: column {name} has {column.null_count} nulls.")
-        columns[name] = np.asarray(column.to_pylist())
+        number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+        columns[name] = column.to_numpy() if number else np.asarray(column.to_pylist())
+        columns[name].flags.writeable = False  # whoever loads the profile again shares them
     return columns
 
 

@@ -101,10 +101,9 @@ def isotonic(rows: Column, times: Column) -> tuple[Column, float]:
     """Times made non-decreasing in rows with the least change in log time; and the median change."""
     if len(times) < 2 or bool(np.all(np.diff(times) >= 0)):
         return times, 0.0
-    from sklearn.isotonic import IsotonicRegression
+    from scipy.optimize import isotonic_regression
 
-    projected = np.exp(IsotonicRegression().fit(rows, np.log(times)).predict(rows))
-    projected = np.maximum.accumulate(projected)
+    projected = np.maximum.accumulate(np.exp(isotonic_regression(np.log(times)).x))
     return projected, float(np.median(np.abs(projected / times - 1)))
 
 

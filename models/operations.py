@@ -195,7 +195,8 @@ def residuals(rows: Table, device: Device, calls: int = 1) -> tuple[Column, Colu
 def smooth_floors(rows: Table, device: Device) -> Column:
     """Smooth floors of one call of measured matrix products, from their sizes and dtypes, s."""
     size = rows["n"].astype(float) * rows["k"]
-    width = np.array([BYTES.get(str(name), 2.0) for name in rows["dtype"]])
+    names, index = np.unique(rows["dtype"], return_inverse=True)
+    width = np.array([BYTES.get(str(name), 2.0) for name in names])[index]
     found: Column = LAUNCH_S + np.hypot(
         width * size / device.copy_bytes_per_s,
         2.0 * rows["m"] * size / _rates(device, rows["dtype"]),
