@@ -34,7 +34,7 @@ _NEEDED = ("silicon_data_source", "backend", "model_path", "system", "isl", "osl
 # 0.8, num-prompts 10 x concurrency), read 2026-11-25.
 TOGETHER, REPEATED, VARIED = "together", "repeated", "varied"
 _THOUSAND = 1000
-_VARIED_LENGTH = 0.9
+SHORTEST = 0.8  # of the lengths of a varied load
 _KV_FP8 = 0.5  # TensorRT-LLM's fp8 checkpoints hold their KV in fp8 too
 
 
@@ -113,14 +113,11 @@ def modelled(
         if tell is not None:
             tell(number / len(points), point.model)
         try:
-            cost, shape, kv_tokens = _replica(
-                point.model, point.system, point.precision, point.tensor_parallel,
-                point.expert_parallel, point.data_parallel, point.moe_ways,
-            )  # fmt: skip
+            cost, shape, kv_tokens = replica(point)
         except (CatalogError, CapacityError, ProfileError) as error:
             left.append(Unmodelled(point, str(error)))
             continue
-        scale = _VARIED_LENGTH if point.harness == VARIED else 1.0
+        scale = (1 + SHORTEST) / 2 if point.harness == VARIED else 1.0
         load = Load(point.clients, scale * point.input_tokens, scale * point.output_tokens)
         fp8_kv = point.engine == "trtllm" and shape.dtype == "fp8" and not shape.experts
         kv_scale = _KV_FP8 if fp8_kv else 1.0
@@ -134,11 +131,18 @@ def models(found: Sequence[Modelled]) -> tuple[str, ...]:
     return tuple(sorted({item.point.model for item in found}))
 
 
+def replica(point: Point) -> tuple[StepCost, Transformer, float]:
+    """The cost, shape and KV tokens of one replica; raises CatalogError, CapacityError, ProfileError."""
+    return _replica(
+        point.model, point.system, point.precision, point.tensor_parallel, point.expert_parallel,
+        point.data_parallel, point.moe_ways,
+    )  # fmt: skip
+
+
 @cache
 def _replica(
     model: str, system: str, precision: str, tp: int, ep: int, dp: int, moe_ways: int
 ) -> tuple[StepCost, Transformer, float]:
-    """The cost, shape and KV tokens of one replica; raises CatalogError, CapacityError, ProfileError."""
     if system not in SYSTEMS:
         raise CatalogError(f"no device for system {system}")
     if dp > 1 or tp > 8:

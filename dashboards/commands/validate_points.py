@@ -31,6 +31,7 @@ from sim.points_accuracy import (
     survey,
     terms_of,
 )
+from sim.points_played import playable, played_errors
 from sim.renewal import Floats
 
 __all__ = ["document", "is_points", "picture", "validate_points"]
@@ -66,6 +67,7 @@ class PointsReport:
     found: list[Modelled]
     left: list[Unmodelled]
     ways: dict[str, Both]  # by constants: those that ship, those one expects, those of other halves
+    played: tuple[list[Modelled], Both]  # those that the simulator's batch can play
     bands: dict[str, tuple[Bands, ...]]  # dense models, all models
     surveys: dict[str, Survey]
 
@@ -92,6 +94,7 @@ def validate_points(
             f"leave out {', '.join(stray)}."
         )
     found, left = modelled(read_points(path), tell)
+    batch = playable(found)
     if not found:
         reasons = sorted({item.reason for item in left})
         raise UserError(f"{path}: no point can be modelled: {'; '.join(reasons)}.")
@@ -103,9 +106,8 @@ def validate_points(
     }
     kinds = {"dense models": [item for item in found if not item.experts], "all models": found}
     surveys = {name: made for name, kind in kinds.items() if (made := survey(kind)) is not None}
-    return PointsReport(
-        found, left, ways, {name: bands(kind) for name, kind in kinds.items()}, surveys
-    )
+    halves = {name: bands(kind) for name, kind in kinds.items()}
+    return PointsReport(found, left, ways, (batch, played_errors(batch, tell)), halves, surveys)
 
 
 def document(report: PointsReport) -> dict[str, Any]:
@@ -121,6 +123,7 @@ def document(report: PointsReport) -> dict[str, Any]:
             way: {kind: _both(part) for kind, part in _kinds(report.found, both).items()}
             for way, both in report.ways.items()
         },
+        "played": {kind: _both(part) for kind, part in _kinds(*report.played).items()},
         "by": {
             name: {
                 value: {"tpot": asdict(rate), "ttft": asdict(first)}
@@ -154,6 +157,7 @@ def picture(report: PointsReport) -> RenderableType:
         Text(""),
         _ways(report),
         Text("Error: predicted / measured - 1; median, mean and p90 of its size, and its signed median."),
+        *_played(report),
         Text("Expected: of engines and load tests before any calibration, but chosen in sight of the public points."),
         Text(""),
     ]  # fmt: skip
@@ -217,6 +221,15 @@ def _ways(report: PointsReport) -> Table:
             rate, first = summary(part[0]), summary(part[1])
             table.add_row(f"{way}, {kind}", str(rate.points), *_cells(rate), *_cells(first))
     return table
+
+
+def _played(report: PointsReport) -> list[Text]:
+    return [
+        Text(f"Played tick by tick by the simulator's batch ({kind}, {summary(part[0]).points} points of vLLM under "
+             f"InferenceMAX): TPOT median {summary(part[0]).median:.1%}, mean {summary(part[0]).mean:.1%}; TTFT median "
+             f"{summary(part[1]).median:.1%}, mean {summary(part[1]).mean:.1%}, signed {summary(part[1]).signed:+.1%}.")
+        for kind, part in _kinds(*report.played).items()
+    ]  # fmt: skip
 
 
 def _groups(name: str, found: dict[str, tuple[Errors, Errors]]) -> Table:

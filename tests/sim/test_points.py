@@ -38,6 +38,7 @@ from sim.points_accuracy import (
     terms_of,
     to_yaml,
 )
+from sim.points_played import playable, played_errors
 from sim.steady import Load, Terms, parts, tpot
 from tests.data import DATA, needs
 
@@ -143,6 +144,16 @@ def test_dense_models_are_predicted_no_worse_than_aiconfigurator_predicts_them()
     for others in (errors(found, expected), other_half(found)):
         assert summary(others[0]).median < 0.08
         assert summary(others[1]).mean < 0.30
+
+
+@pytest.mark.slow
+@needs("serving_points")
+def test_dense_loads_of_vllm_are_met_by_the_batch_itself_without_constants_of_ttft() -> None:
+    found = playable([item for item in public()[0] if not item.experts])
+    assert len(found) > 40
+    rates, firsts = played_errors(found)
+    assert summary(rates).median < 0.06
+    assert summary(firsts).median < 0.12
 
 
 @pytest.mark.slow
