@@ -24,6 +24,7 @@ def playable(found: Sequence[Modelled]) -> list[Modelled]:
         for item in found
         if (item.point.engine, item.point.harness) == ("vllm", VARIED)
         and item.point.clients <= _MOST_CLIENTS
+        and _pages(item) * _PAGE > item.point.input_tokens + item.point.output_tokens + _PAGE
     ]
 
 
@@ -34,10 +35,10 @@ def played(item: Modelled) -> Seen:
     Source: InferenceMAX README, benchmark client and server of Llama-3.1-70B on H200, read 2026-11-25.
     """
     point = item.point
-    cost, _, kv_tokens = replica(point)
+    cost = replica(point)[0]
     host = expected(item)
     settings = Settings(
-        num_gpu_blocks=int(kv_tokens / _PAGE),
+        num_gpu_blocks=_pages(item),
         block_size=_PAGE,
         max_num_seqs=point.clients,
         max_num_batched_tokens=8192,
@@ -47,6 +48,10 @@ def played(item: Modelled) -> Seen:
     )
     loop = Loop(point.clients, point.input_tokens, point.output_tokens, SHORTEST)
     return play(loop, settings, with_host(cost, host.gap_s, host.each_s), host.start_s)
+
+
+def _pages(item: Modelled) -> int:
+    return int(replica(item.point)[2] / _PAGE)
 
 
 def played_errors(

@@ -47,13 +47,13 @@ def tree() -> str:
     return "\n".join(lines)
 
 
-def filled(readme: str, section: str, text: str) -> str:
-    """The README with one marked section replaced; raises ValueError where its marks are missing."""
+def filled(page: str, section: str, text: str, *, fence: bool = True) -> str:
+    """A page with one marked section replaced, in a block of code or not; raises ValueError without its marks."""
     pattern = re.compile(rf"(<!-- {section}: begin[^\n]*-->\n).*?(<!-- {section}: end -->)", re.S)
-    block = f"```text\n{text.rstrip()}\n```\n"
-    new, count = pattern.subn(lambda found: found[1] + block + found[2], readme)
+    block = f"```text\n{text.rstrip()}\n```\n" if fence else f"\n{text.rstrip()}\n\n"
+    new, count = pattern.subn(lambda found: found[1] + block + found[2], page)
     if count != 1:
-        raise ValueError(f"README.md has {count} sections {section!r}, not one")
+        raise ValueError(f"the page has {count} sections {section!r}, not one")
     return new
 
 

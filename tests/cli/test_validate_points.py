@@ -8,6 +8,8 @@ from pathlib import Path
 from typer.testing import CliRunner, Result
 
 import treeline
+from tests.accuracy import section
+from tests.readme import filled
 from tests.sim.test_points import HEAD, ROWS
 
 
@@ -37,3 +39,18 @@ def test_options_of_runs_are_refused_for_points(tmp_path: Path) -> None:
     said = treeline_(str(tmp_path), "--device", "h200-sxm-141gb")
     assert said.exit_code == 2
     assert "leave out --device" in said.stderr
+
+
+def test_the_page_on_accuracy_is_written_from_the_commands_own_numbers(tmp_path: Path) -> None:
+    (tmp_path / "points.csv").write_text(HEAD + ROWS)
+    made = json.loads(treeline_(str(tmp_path), "--json").stdout)
+    page = filled("<!-- x: begin -->\nold\n<!-- x: end -->\n", "x", section(made), fence=False)
+    assert "old" not in page
+    assert "2 of 2 points are modelled" in page
+    played = made["played"]["dense"]["ttft"]["median"]
+    assert (
+        f"| played by the batch, dense | 1 | {made['played']['dense']['tpot']['median']:.1%} |"
+        in page
+    )
+    assert f" {played:.1%} |" in page
+    assert "| engine: trtllm | 1 |" in page
