@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -68,16 +69,21 @@ def head(folder: Path, name: str) -> dict[str, Any]:
     return {**_summary(place, name), "made": (place / MANIFEST).stat().st_mtime}
 
 
-def resolved(folder: Path, name: str) -> str:
-    """The resolved scenario of one run, as YAML. Raises UserError, OSError."""
-    return (_place(folder, name) / RESOLVED).read_text(encoding="utf-8")
-
-
-def but_for_load(text: str) -> str:
-    """A resolved scenario without what differs between loads: runs of one family have the same."""
+def resolved(folder: Path, name: str) -> dict[str, Any]:
+    """The resolved scenario of one run, as data. Raises UserError, OSError."""
+    text = (_place(folder, name) / RESOLVED).read_text(encoding="utf-8")
     found = document.read(text, RESOLVED).plain()
+    return dict(found)
+
+
+def essence(scenario: Mapping[str, Any], load: bool = True) -> str:
+    """What decides a run: its scenario without name and question, and without its load if not `load`.
+
+    Runs of one scenario at several loads have the same essence but for the load.
+    """
+    found = json.loads(json.dumps(scenario))
     arrivals = found.get("workload", {}).get("arrivals", {})
-    for key in ("rate", "speed"):
+    for key in ("rate", "speed") if not load else ():
         arrivals.pop(key, None)
     return json.dumps(
         {k: v for k, v in found.items() if k not in ("name", "question")}, sort_keys=True

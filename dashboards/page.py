@@ -95,6 +95,16 @@ def _read(folder: str, name: str, _stamp: float) -> data.Run:
     return data.read(Path(folder), name)
 
 
+def essence(folder: Path, name: str, *, load: bool = True) -> str:
+    """What decides a run, with its load or without, read once. Raises UserError, OSError."""
+    return _essence(str(folder), name, load, (folder / name / "manifest.json").stat().st_mtime)
+
+
+@st.cache_data(show_spinner=False, max_entries=500)
+def _essence(folder: str, name: str, load: bool, _stamp: float) -> str:
+    return data.essence(data.resolved(Path(folder), name), load)
+
+
 def run(title: str = "") -> data.Run:
     """The run chosen at the side, below the view's title; the page ends here where there is none."""
     folder = desk().runs

@@ -123,7 +123,11 @@ def _elsewhere(tree: Value, path: Keys, near: tuple[str, ...]) -> str:
     same = [item for item in everywhere if item.rsplit(".", 1)[-1] == path[-1]]
     if close and not (len(path) == 1 and same):
         return f"did you mean {'.'.join((*path[:depth], close[0], *path[depth + 1 :]))}?"
-    close = same[:3] or difflib.get_close_matches(".".join(path), everywhere, n=2, cutoff=0.7)
+    close = same[:3]
+    if not close and depth + 1 < len(
+        path
+    ):  # else the place is right, and its own keys are the answer
+        close = difflib.get_close_matches(".".join(path), everywhere, n=2, cutoff=0.7)
     if close:
         return f"did you mean {' or '.join(close)}?"
     return rules.nearest(path[depth], tuple(dict.fromkeys(near)))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import streamlit as st
 
-from dashboards import charts, data, desk, page, words, worker
+from dashboards import charts, data, desk, fixes, page, words, worker
 from dashboards.page import number, plain
+from hw.profile import ProfileError
 from scenarios.errors import UserError
+from scenarios.loader import loads
+from sim.resolve import resolve
 
 _FACTORS = (0.5, 0.75, 1.25, 1.5, 2.0)
 
@@ -24,6 +29,7 @@ def main() -> None:
         "On paper: what the load needs at the very least in a full batch without any queue. The "
         "simulation beside it has bursts, barriers and memory, and needs more."
     )
+    _mend(run)
     st.subheader("Goodput against load")
     rows = _family(run)
     st.altair_chart(charts.goodput(rows))
@@ -36,11 +42,131 @@ def main() -> None:
     if st.button("Sweep the load", disabled=bool(_running())):
         _sweep(run)
         st.rerun()
-    _progress()
     st.subheader("What it costs at each load")
     st.dataframe(
         [_money(name) for name in dict.fromkeys(row["run"] for row in rows)], hide_index=True
     )
+
+
+def _mend(run: data.Run) -> None:
+    """Changes that might mend what is missed, priced; estimated on paper, or played where a run of it exists."""
+    holds = run.summary["verdict"]["holds"]
+    st.subheader("What it could do without" if holds else "What would fix it, and what that costs")
+    try:
+        base, usd, found = _fixes(run, run.stored.resolved)
+    except (UserError, ProfileError) as error:
+        st.info(f"The cost model of this run cannot be built again here: {plain(error)}")
+        return
+    played = _played(run, {fix.essence for fix in found})
+    bill = number(run.summary["money"]["bill"]["total_usd"])
+    now = fixes.judged(run.summary["tiers"])
+    rows = [_fix_row("as it is", base, usd, 0.0, now, f"this run, {words.usd(bill)}")]
+    holding: list[tuple[float, str]] = []
+    for fix in found:
+        if fix.essence in played:
+            name, head = played[fix.essence]
+            states = fixes.judged(head["tiers"])
+            paid = number(head["money"]["bill"]["total_usd"])
+            basis = f"simulated: run {name}, {words.usd(paid)}"
+            if fixes.overall(states) == "holds":
+                holding.append((fix.usd_per_h, _holds(fix, usd, paid - bill)))
+        else:
+            states, basis = fixes.projected(run.summary["tiers"], fix), "estimated on paper"
+        more = fix.usd_per_h - usd
+        rows.append(_fix_row(fix.what, fix.gpus, fix.usd_per_h, more, states, basis))
+    if holding:
+        st.success(plain(min(holding)[1]))
+    least = min(holding)[0] if holding else math.inf
+    for fix in found:
+        states = fixes.projected(run.summary["tiers"], fix)
+        if fix.essence not in played and fix.usd_per_h < least and fixes.overall(states) == "holds":
+            st.info(
+                plain(f"Holds on paper: {fix.what}, {_hourly(fix, usd)}. Simulate it to be sure.")
+            )
+            break
+    st.dataframe(rows, hide_index=True)
+    st.caption(
+        "USD an hour: every GPU of the fleet, busy or not, at the catalogue's rates. Estimated (≈): latencies "
+        "go with the time of a step in the batch at which what comes in is what goes out; within "
+        f"{words.share(fixes.EDGE)} of an objective it is on the edge. Simulated: a run of this change is in "
+        "the folder, with the bill of its fleet for the same queries."
+    )
+    _simulate(run, [fix for fix in found if fix.essence not in played])
+    _progress()
+
+
+@st.cache_resource(show_spinner="Pricing what would fix it", max_entries=24)
+def _fixes(_run: data.Run, resolved: str) -> tuple[int, float, list[fixes.Fix]]:
+    """GPUs of the fleet, its USD an hour, and the candidates."""
+    base = resolve(loads(resolved, "resolved.yaml"))
+    found = fixes.fixes(base, resolved, _run.stored.result, _run.summary)
+    return fixes.gpus(base.scenario), fixes.usd_per_h(base.scenario), found
+
+
+def _fix_row(
+    what: str, gpus: int, usd: float, more: float, states: dict[str, tuple[str, str]], basis: str
+) -> dict[str, Any]:
+    return {
+        "change": what,
+        "verdict": fixes.overall(states),
+        "USD an hour": words.usd(usd),
+        "more an hour": words.change(more, "USD"),
+        "GPUs": gpus,
+        "basis": basis,
+        **{name: f"{shown} {state}".strip() for name, (shown, state) in states.items()},
+    }
+
+
+def _holds(fix: fixes.Fix, usd: float, more: float) -> str:
+    """What a change that was played and holds says."""
+    return (
+        f"{fix.what} holds every objective (simulated): {_hourly(fix, usd)}; the bill for the same queries "
+        f"changes by {words.change(more, 'USD')}."
+    )
+
+
+def _hourly(fix: fixes.Fix, usd: float) -> str:
+    more = fix.usd_per_h - usd
+    change = words.change(more, "USD") if abs(more) > 1e-9 else "no more than now"
+    return f"{words.usd(fix.usd_per_h)} an hour, {change}"
+
+
+def _played(run: data.Run, wanted: Collection[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Runs of the folder that are one of the wanted scenarios: name and summary by essence."""
+    folder, found = page.desk().runs, {}
+    for name in data.names(folder):
+        try:
+            if name != run.name and (key := page.essence(folder, name)) in wanted:
+                found[key] = (name, data.head(folder, name))
+        except (UserError, OSError):
+            continue
+    return found
+
+
+def _simulate(run: data.Run, left: list[fixes.Fix]) -> None:
+    """Start the chosen changes in the worker."""
+    if not left:
+        return
+    likely = [fix.what for fix in left if not fix.settings[0].startswith("tiers.")][:2]
+    chosen = st.multiselect("To simulate", [fix.what for fix in left], likely)
+    idle = not _running()
+    if st.button(f"Simulate {len(chosen)}", disabled=not (chosen and idle), type="primary"):
+        at = page.desk()
+        draft = desk.check(at.scenarios, f"{run.name}.yaml", run.stored.resolved, at.roots)
+        for fix in left:
+            if fix.what in chosen:
+                tails = [key.rpartition(".")[2] for key in fix.settings]
+                _start(draft, "-".join((run.name, *tails)), fix.settings)
+        st.rerun()
+
+
+def _start(draft: desk.Draft, name: str, settings: Sequence[str]) -> None:
+    """Start one change of a run as a run of its own, unless it is there."""
+    runs, options = page.desk().runs, [*draft.options]
+    for setting in settings:
+        options += ["--set", setting]
+    if not (runs / name).exists():
+        worker.start(runs, name, draft.files, draft.main, [*options, "--workers", "1"])
 
 
 def _bound(row: dict[str, Any]) -> dict[str, Any]:
@@ -57,11 +183,11 @@ def _bound(row: dict[str, Any]) -> dict[str, Any]:
 def _family(run: data.Run) -> list[dict[str, Any]]:
     """One row per tier of every run that is this scenario at another load."""
     folder = page.desk().runs
-    key = data.but_for_load(run.stored.resolved)
+    key = page.essence(folder, run.name, load=False)
     rows = []
     for name in data.names(folder):
         try:
-            if data.but_for_load(data.resolved(folder, name)) != key:
+            if page.essence(folder, name, load=False) != key:
                 continue
             head = data.head(folder, name)
         except (UserError, OSError):
@@ -113,12 +239,8 @@ def _sweep(run: data.Run) -> None:
     key = "workload.arrivals.speed" if traced else "workload.arrivals.rate"
     now = float(getattr(arrivals, key.rpartition(".")[2]))
     for factor in _FACTORS:
-        name = f"{run.name}-load-{factor:g}x"
-        if (at.runs / name).exists():
-            continue
         value = f"{now * factor:.6g}" + ("" if traced else "/s")
-        options = [*draft.options, "--set", f"{key}={value}", "--workers", "1"]
-        worker.start(at.runs, name, draft.files, draft.main, options)
+        _start(draft, f"{run.name}-load-{factor:g}x", [f"{key}={value}"])
 
 
 def _running() -> list[worker.Job]:

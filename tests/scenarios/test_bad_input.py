@@ -117,6 +117,7 @@ TEXTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "too many digits": (f"seed: {'9' * 5000}\n", ()),
     "set: unknown path": (GOOD, ("workload.arrivals.rat=4/s",)),
     "set: unknown name": (GOOD, ("fleet.thinkr.replicas=4",)),
+    "set: a key that resembles none": (GOOD, ("fleet.thinker.bogus=1",)),
     "set: only the leaf": (GOOD, ("replicas=4",)),
     "set: no equals sign": (GOOD, ("seed",)),
     "set: bare number": (GOOD, ("workload.arrivals.rate=4",)),
