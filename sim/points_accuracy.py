@@ -182,8 +182,8 @@ def model_of(item: Modelled) -> str:
 
 
 def kind_of(item: Modelled) -> str:
-    """Whether a point's model is dense or a mixture of experts."""
-    return "mixture of experts" if item.experts else "dense"
+    """Whether a point's model is dense or a mixture (of experts)."""
+    return "mixture" if item.experts else "dense"
 
 
 def other_half(

@@ -24,6 +24,7 @@ from sim.points_accuracy import (
     errors,
     expected,
     groups,
+    kind_of,
     load_of,
     other_half,
     shipped,
@@ -39,7 +40,7 @@ __all__ = ["document", "is_points", "picture", "validate_points"]
 # AIConfigurator's own errors on the public dense rows: what to be no worse than.
 # Source: aiconfigurator 0.12 run on the public half of its Hopper samples, 2026-11-23.
 PEER_TPOT_MEDIAN, PEER_TTFT_MEAN = 0.102, 0.53
-_SHIPPED = "shipped constants"
+_SHIPPED = "shipped"
 
 
 def _octave(clients: int) -> str:
@@ -100,9 +101,9 @@ def validate_points(
         raise UserError(f"{path}: no point can be modelled: {'; '.join(reasons)}.")
     ways = {
         _SHIPPED: errors(found, partial(terms_of, constants=shipped())),
-        "expected constants": errors(found, expected),
-        "the other half of the loads": other_half(found, load_of),
-        "the other half of the models": other_half(found),
+        "expected": errors(found, expected),
+        "other half of loads": other_half(found, load_of),
+        "other half of models": other_half(found),
     }
     kinds = {"dense models": [item for item in found if not item.experts], "all models": found}
     surveys = {name: made for name, kind in kinds.items() if (made := survey(kind)) is not None}
@@ -157,8 +158,9 @@ def picture(report: PointsReport) -> RenderableType:
         Text(""),
         _ways(report),
         Text("Error: predicted / measured - 1; median, mean and p90 of its size, and its signed median."),
+        Text("Shipped constants saw the public points; each other half is predicted by what the rest says."),
+        Text("Expected constants are one set for all models, chosen in sight of the public points."),
         *_played(report),
-        Text("Expected: of engines and load tests before any calibration, but chosen in sight of the public points."),
         Text(""),
     ]  # fmt: skip
     best = report.ways[_SHIPPED]
@@ -181,11 +183,11 @@ def _verdict(report: PointsReport) -> Text:
 
 
 def _kinds(found: list[Modelled], both: Both) -> dict[str, Both]:
+    kinds = [kind_of(item) for item in found]
     marks = {
-        "dense": [i for i, item in enumerate(found) if not item.experts],
-        "mixture of experts": [i for i, item in enumerate(found) if item.experts],
+        name: [i for i, kind in enumerate(kinds) if kind == name] for name in sorted(set(kinds))
     }
-    return {kind: (both[0][at], both[1][at]) for kind, at in marks.items() if at}
+    return {kind: (both[0][at], both[1][at]) for kind, at in marks.items()}
 
 
 def _both(part: Both) -> dict[str, Any]:

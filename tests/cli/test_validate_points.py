@@ -31,7 +31,7 @@ def test_points_are_reported_by_group_with_what_is_not_covered(tmp_path: Path) -
     document = json.loads(treeline_(str(tmp_path), "--json").stdout)
     assert (document["points"], document["modelled"]) == (3, 2)
     assert document["by"]["engine"]["vllm"]["tpot"]["points"] == 1
-    assert document["errors"]["expected constants"]["dense"]["tpot"]["median"] < 0.25
+    assert document["errors"]["expected"]["dense"]["tpot"]["median"] < 0.25
 
 
 def test_options_of_runs_are_refused_for_points(tmp_path: Path) -> None:
