@@ -68,7 +68,7 @@ kernels: $(STAMPS)/kernels
 GPU_OUT := build/gpu
 GPU_PY := env PYTHONPATH=. $(or $(PYTHON),python3)
 GPU_PARTS := tests profile bench replay countdown
-GPU_MINUTES := timeout -s INT 585
+GPU_MINUTES := timeout -k 10 -s INT 585
 define need_gpu
 if ! { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; }; then \
   echo "No NVIDIA GPU answers here (nvidia-smi -L). On a machine with one: make gpu. Here, make gpu-dry runs the same" >&2; \
@@ -80,13 +80,14 @@ endef
 gpu:
 	@$(need_gpu); failed=; for part in $(GPU_PARTS); do \
 	  echo "==> make gpu-$$part"; $(MAKE) --no-print-directory gpu-$$part || failed="$$failed gpu-$$part"; \
-	done; ls -l $(GPU_OUT); if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
+	done; ls -l $(GPU_OUT); tar -czf $(GPU_OUT).tar.gz -C $(GPU_OUT) . && echo "all of it in one file: $(GPU_OUT).tar.gz"; if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
 
 gpu-tests:
-	@$(need_gpu); $(GPU_PY) -m pytest tests/gpu -m gpu -W default -o minversion=7.0 -p no:cacheprovider \
-	  --junitxml=$(GPU_OUT)/tests.xml
+	@$(need_gpu); $(GPU_MINUTES) $(GPU_PY) -m tests.gpu.apart --out $(GPU_OUT) -- \
+	  tests/gpu -m gpu -W default -o minversion=7.0 -p no:cacheprovider
 
-# Interrupted or out of time, it goes on where it was when it is called again.
+# A kernel whose fault takes the GPU from a process costs itself: the next process goes on behind it (tests, profile, bench).
+# Interrupted or out of time, the profile goes on where it was when it is called again.
 gpu-profile:
 	@$(need_gpu); $(GPU_MINUTES) $(GPU_PY) -m hw.measure --device cuda --out $(GPU_OUT)/profile --resume --force
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import time
@@ -30,7 +31,8 @@ class Backend:
 
     `cache_bytes`: its last-level cache; `arena_bytes`: what the profiler may fill with KV. `facts`: provenance.
     `sense()`: clock in MHz, power in W, temperature in C now (NaN where it cannot be read). `kernels` compiles once a
-    shape; `wait()` until everything issued is done. Errors in `exhausted` mean that memory ran out.
+    shape; `wait()` until everything issued is done. Errors in `exhausted` mean that memory ran out: `spare()` gives
+    back what is kept for later. `answers()`: whether the device still works, which a kernel's fault may end.
     """
 
     kind: Literal["cpu", "cuda"]
@@ -44,6 +46,8 @@ class Backend:
     sense: Callable[[], tuple[float, float, float]]
     wait: Callable[[], None] = lambda: None
     exhausted: tuple[type[BaseException], ...] = (MemoryError,)
+    spare: Callable[[], None] = lambda: None
+    answers: Callable[[], bool] = lambda: True
     facts: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -108,13 +112,26 @@ def cuda_backend() -> Backend:
 
     @contextmanager
     def on() -> Iterator[None]:
-        with torch.cuda.stream(stream), cupy.cuda.ExternalStream(stream.cuda_stream):
+        with torch.cuda.stream(stream), cuda.on_stream(cupy, stream.cuda_stream):
             yield
+
+    def spare() -> None:
+        gc.collect()
+        torch.cuda.empty_cache()
+        cupy.get_default_memory_pool().free_all_blocks()
+
+    def answers() -> bool:
+        try:
+            torch.cuda.synchronize()
+            return int(torch.ones(1, dtype=torch.int32, device="cuda").item()) == 1
+        except Exception:  # noqa: BLE001 (whatever it says: it does not answer)
+            return False
 
     number = torch.cuda.current_device()
     card = torch.cuda.get_device_properties(number)
     free, total = torch.cuda.mem_get_info(number)
     runtime = cupy.cuda.runtime
+    handle = _nvml_handle(card, number)
     facts = {
         "gpu": card.name,
         "compute_capability": f"{card.major}.{card.minor}",
@@ -124,7 +141,7 @@ def cuda_backend() -> Backend:
         "cuda_driver": runtime.driverGetVersion(),
         "nvrtc": ".".join(map(str, cupy.cuda.nvrtc.getVersion())),
         "versions": _versions("numpy", "torch", "cupy-cuda13x", "triton"),
-        **_nvml_facts(number),
+        **_nvml_facts(handle),
     }
     made: dict[Shape, Kernels] = {}
     return Backend(
@@ -136,8 +153,10 @@ def cuda_backend() -> Backend:
         cache_bytes=float(runtime.getDeviceProperties(number)["l2CacheSize"]),
         memory_bytes=float(total),
         arena_bytes=min(_ARENA_FRACTION["cuda"] * free, ARENA_LIMIT["cuda"]),
-        sense=_nvml_sense(number),
+        sense=_nvml_sense(handle),
         wait=torch.cuda.synchronize,
+        spare=spare,
+        answers=answers,
         exhausted=(MemoryError, cupy.cuda.memory.OutOfMemoryError, torch.cuda.OutOfMemoryError),
         facts=facts,
     )
@@ -173,51 +192,58 @@ def _versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def _nvml_facts(number: int) -> dict[str, Any]:
+def _nvml_handle(card: Any, number: int) -> tuple[Any, Any] | None:
+    """The package and its handle of a card (by its UUID, for CUDA may count others); None where NVML does not answer."""
     try:
-        import pynvml
-    except ImportError:
-        return {}
-    pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(number)
-
-    def ask(question: Callable[[Any], Any]) -> Any:
+        nvml: Any = import_module("pynvml")
+        nvml.nvmlInit()
         try:
-            answer = question(handle)
-        except pynvml.NVMLError:
+            return nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{card.uuid}")
+        except (AttributeError, TypeError, nvml.NVMLError):
+            return nvml, nvml.nvmlDeviceGetHandleByIndex(number)
+    except Exception:  # noqa: BLE001 (clocks are good to know; no measurement is given up for them)
+        return None
+
+
+def _nvml_facts(found: tuple[Any, Any] | None) -> dict[str, Any]:
+    if found is None:
+        return {}
+    nvml, handle = found
+
+    def ask(question: Callable[[], Any]) -> Any:
+        try:
+            answer = question()
+        except (AttributeError, nvml.NVMLError):
             return None
         return answer.decode() if isinstance(answer, bytes) else answer
 
-    ecc = ask(pynvml.nvmlDeviceGetEccMode)
-    found = {
-        "driver": ask(lambda _: pynvml.nvmlSystemGetDriverVersion()),
-        "vbios": ask(pynvml.nvmlDeviceGetVbiosVersion),
+    ecc = ask(lambda: nvml.nvmlDeviceGetEccMode(handle))
+    facts = {
+        "driver": ask(nvml.nvmlSystemGetDriverVersion),
+        "vbios": ask(lambda: nvml.nvmlDeviceGetVbiosVersion(handle)),
         "ecc": None if ecc is None else bool(ecc[0]),
-        "power_limit_w": ask(lambda h: pynvml.nvmlDeviceGetEnforcedPowerLimit(h) / 1e3),
+        "power_limit_w": ask(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3),
         "sm_clock_limit_mhz": ask(
-            lambda h: pynvml.nvmlDeviceGetMaxClockInfo(h, pynvml.NVML_CLOCK_SM)
+            lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)
         ),
     }
-    return {key: value for key, value in found.items() if value is not None}
+    return {key: value for key, value in facts.items() if value is not None}
 
 
-def _nvml_sense(number: int) -> Callable[[], tuple[float, float, float]]:
-    nothing = (float("nan"),) * 3
-    try:
-        import pynvml
-    except ImportError:
-        return lambda: nothing
-    pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(number)
+def _nvml_sense(found: tuple[Any, Any] | None) -> Callable[[], tuple[float, float, float]]:
+    """Clock, power and temperature now; each NaN where it may not be read."""
+    if found is None:
+        return lambda: (float("nan"),) * 3
+    nvml, handle = found
 
-    def sense() -> tuple[float, float, float]:
+    def ask(question: Callable[[], float]) -> float:
         try:
-            return (
-                float(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)),
-                pynvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
-                float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
-            )
-        except pynvml.NVMLError:
-            return nothing
+            return float(question())
+        except (AttributeError, nvml.NVMLError):
+            return float("nan")
 
-    return sense
+    return lambda: (
+        ask(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
+        ask(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3),
+        ask(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +21,8 @@ from hw.device import Device, device
 from hw.floors import attention_op, merge_op
 from hw.grid import Point
 from hw.measure import MeasureError, Request, plan_of
-from hw.profiler import ceilings
-from hw.timing import Budget
+from hw.profiler import LOST, ceilings
+from hw.timing import Budget, Times
 from hw.transformer import Transformer, transformer
 
 MODEL = "llama-3.1-8b"
@@ -29,6 +30,8 @@ AGREES = 1.5e-2
 """Relative L2 distance from our output beyond which a peer is taken to compute something else (both are bf16)."""
 
 _OURS = {"ours": partial(peers.ours, shared=True), "ours_naive": partial(peers.ours, shared=False)}
+STRIKES = 3
+_RESTARTS = 24
 _COMPILED = ("flex_attention",)  # compiled anew for every shape: on the points marked alone
 
 
@@ -53,57 +56,103 @@ class Trees:
 SMALL = Trees((2, 3), (32, 64), (16,))
 
 
-def contest(on: Bench, shape: Transformer, trees: Trees, budget: Budget, tell: Callable[[str], None],
-            until: float = float("inf")) -> list[dict[str, Any]]:  # fmt: skip
-    """Times of everybody on every tree in us, or the reason why there is none; peers stop at the time `until`."""
-    rows = []
-    points = list(trees.points())
+Row = dict[str, Any]
+
+
+def contest(
+    on: Bench, shape: Transformer, trees: Trees, budget: Budget, tell: Callable[[str], None],
+    until: float = float("inf"), rows: Sequence[Row] = (), keep: Callable[[list[Row]], None] = lambda rows: None,
+) -> list[Row]:  # fmt: skip
+    """Times of everybody on every tree in us, or the reason why there is none; peers stop at the time `until`.
+
+    `rows` are those of an earlier process, which are not measured again; `keep` gets all rows after each tree. Whoever
+    fails STRIKES times in a row is left out from then on. Raises DeviceLost, after `keep`.
+    """
+    found = list(rows)
+    known = {(row["B"], row["P"], row["S"]) for row in found}
+    points = [pair for pair in trees.points()
+              if (pair[0].branches, pair[0].prefix, pair[0].suffix) not in known]  # fmt: skip
+    struck = _strikes(found)
     for number, (point, marked) in enumerate(points):
         tell(f"{number}/{len(points)} B={point.branches} P={point.prefix} S={point.suffix}")
-        row: dict[str, Any] = {
-            "B": point.branches,
-            "P": point.prefix,
-            "S": point.suffix,
-            "page": point.page,
-        }
+        row: Row = {"B": point.branches, "P": point.prefix, "S": point.suffix, "page": point.page}
+        found.append(row)
         try:
             forest = peers.forest(on, shape, point)
         except TooBig as error:
-            rows.append(row | {"status": f"skipped: {error}"})
+            row["status"] = f"skipped: {error}"
             continue
-        row["floor_us"] = 1e6 * _floor_s(on.device, shape, point)
-        timed: dict[str, float] = {}
-        reasons: dict[str, str] = {}
+        row |= {
+            "floor_us": 1e6 * _floor_s(on.device, shape, point),
+            "status": "ok",
+            "us": {},
+            "why_not": {},
+        }
         expected = None
         for name, make in (_OURS | peers.PEERS).items():
-            if name not in _OURS and time.monotonic() > until:
-                reasons[name] = "skipped: out of time"
-                continue
             if name in _COMPILED and forest.cuda and not marked:
                 continue
-            try:
-                us, out = _timed(on.backend, forest, make, budget)
-            except (peers.Absent, TooBig) as error:
-                reasons[name] = f"skipped: {error}"
+            if struck.get(name, 0) >= STRIKES:
+                row["why_not"][name] = f"skipped: it failed {STRIKES} times in a row"
                 continue
-            except Exception as error:
-                if name in _OURS:
-                    raise
-                first = (str(error).splitlines() or [""])[0][:200]
-                reasons[name] = f"failed: {type(error).__name__}: {first}"
+            if name not in _OURS and time.monotonic() > until:
+                row["why_not"][name] = "skipped: out of time"
                 continue
-            expected = out.copy() if expected is None else expected
-            away = peers.relative_error(out, expected)
-            if away <= AGREES:
-                timed[name] = us
-            else:
-                reasons[name] = f"failed: its output is {away:.2g} away from ours"
-        rows.append(row | {"status": "ok", "us": timed, "why_not": reasons})
-    return rows
+            out, reason = _one(on.backend, forest, make, budget, row, name)
+            if not reason:
+                expected = out.copy() if expected is None else expected
+                away = peers.relative_error(out, expected)
+                if not away <= AGREES:
+                    del row["us"][name]
+                    reason = f"failed: its output is {away:.2g} away from ours"
+            struck[name] = _struck(struck.get(name, 0), reason)
+            if reason:
+                row["why_not"][name] = reason
+            if reason.startswith(LOST):
+                keep(found)
+                raise cuda.DeviceLost(f"{name}: {reason}")
+        keep(found)
+    return found
 
 
-def phases(on: Bench, shape: Transformer, budget: Budget) -> list[dict[str, Any]]:
-    """The prefix kernel, the suffix kernel and the fork's copy alone, where the goals ask for them."""
+def _one(
+    on: Backend, forest: peers.Forest, make: Any, budget: Budget, row: Row, name: str
+) -> tuple[Any, str]:
+    """Times one on one tree into row["us"]; its output, and why there is none."""
+    try:
+        took, out = _timed(on, forest, make, budget)
+    except (peers.Absent, TooBig) as error:
+        return None, f"skipped: {error}"
+    except Exception as error:  # noqa: BLE001 (one that fails must not cost the others)
+        on.spare()
+        kind = "failed: " if on.answers() else LOST
+        return None, f"{kind}{type(error).__name__}: {_first_line(error)}"
+    row["us"][name] = 1e6 * took.median
+    if took.note:
+        row.setdefault("notes", {})[name] = took.note
+    return out, ""
+
+
+def _struck(before: int, reason: str) -> int:
+    if reason.startswith(LOST):
+        return before + 2
+    return before + 1 if reason.startswith("failed") else 0 if not reason else before
+
+
+def _strikes(rows: Sequence[Row]) -> dict[str, int]:
+    """How often each failed in a row at the end of these trees."""
+    struck: dict[str, int] = {}
+    for row in rows:
+        for name in [*row.get("us", {}), *row.get("why_not", {})]:
+            struck[name] = _struck(struck.get(name, 0), row["why_not"].get(name, ""))
+    return struck
+
+
+def phases(on: Bench, shape: Transformer, budget: Budget, done: int = 0) -> Iterator[Row]:
+    """The prefix kernel, the suffix kernel and the fork's copy alone, where the goals ask for them.
+
+    The first `done` were measured before. Raises DeviceLost, after the row that says so.
+    """
     asked = [
         Point("prefix_attention", MODEL, 16, 256, 32768, 16),
         Point("prefix_attention", MODEL, 16, 64, 8192, 16),
@@ -112,20 +161,29 @@ def phases(on: Bench, shape: Transformer, budget: Budget) -> list[dict[str, Any]
         Point("suffix_attention", MODEL, 16, 256, 0, 512),
         Point("fork_copy", MODEL, 16, 64, 512, rows=15, layers=shape.layers),
     ]
-    found = []
-    for point in asked:
-        row = {"op": point.op, "B": point.branches, "P": point.prefix, "S": point.suffix}
+    for point in asked[done:]:
+        row: Row = {"op": point.op, "B": point.branches, "P": point.prefix, "S": point.suffix}
         try:
             made = case(on, shape, point)
+            took = on.backend.clock.time(made.run, made.units, budget, made.reset).median
         except TooBig as error:
-            found.append(row | {"status": f"skipped: {error}"})
-            continue
-        took = on.backend.clock.time(made.run, made.units, budget, made.reset).median
-        found.append(row | {
-            "status": "ok", "us": 1e6 * took, "tflops": made.op.flops / took / 1e12,
-            "gbps": made.op.bytes / took / 1e9, "of_floor": made.op.seconds / took,
-        })  # fmt: skip
-    return found
+            yield row | {"status": f"skipped: {error}"}
+        except Exception as error:
+            reason = f"{type(error).__name__}: {_first_line(error)}"
+            if on.backend.answers():
+                yield row | {"status": f"failed: {reason}"}
+                continue
+            yield row | {"status": LOST + reason}
+            raise cuda.DeviceLost(f"{point.op}: {reason}") from error
+        else:
+            yield row | {
+                "status": "ok", "us": 1e6 * took, "tflops": made.op.flops / took / 1e12,
+                "gbps": made.op.bytes / took / 1e9, "of_floor": made.op.seconds / took,
+            }  # fmt: skip
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:200]
 
 
 def verdict(
@@ -207,19 +265,20 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             for n in names
         ]
         lines.append(f"{head}{row['floor_us']:>9,.1f}" + "".join(f"{cell:>20}" for cell in cells))
+    said = ("why_not", "notes")
     reasons = sorted(
-        {f"{name}: {why}" for row in rows for name, why in row.get("why_not", {}).items()}
+        {f"{name}: {why}" for row in rows for key in said for name, why in row.get(key, {}).items()}
     )
     return "\n".join([*lines, *reasons])
 
 
-def _timed(on: Backend, forest: peers.Forest, make: Any, budget: Budget) -> tuple[float, Any]:
-    """Median us of one layer, and the output on the first tree."""
+def _timed(on: Backend, forest: peers.Forest, make: Any, budget: Budget) -> tuple[Times, Any]:
+    """Times of one layer, and the output on the first tree."""
     run, out = make(forest)
     found = on.clock.time(run, len(forest.pools), budget)
     run(0)
     on.wait()
-    return 1e6 * found.median, out
+    return found, out
 
 
 def _floor_s(roofs: Device, shape: Transformer, point: Point) -> float:
@@ -233,12 +292,16 @@ def _floor_s(roofs: Device, shape: Transformer, point: Point) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command: writes kernels.json and kernels.txt; 0 fine, 1 ours failed, 2 usage, 4 no GPU or package."""
+    """The command: writes kernels.json and kernels.txt; 0 fine, 1 ours failed, 2 usage, 4 no GPU or package.
+
+    They are written after each tree. After a fault that takes the device a new process goes on with the next tree.
+    """
     parser = argparse.ArgumentParser(prog="python -m hw.contest", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--small", action="store_true", help="four little trees: does it run?")
     parser.add_argument("--seconds", type=float, default=480.0, help="peers stop after so long")
+    parser.add_argument("--restarts", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     begun = time.monotonic()
     try:
@@ -254,30 +317,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
     budget = Budget(0.0, 2, 2, 1) if given.small else Budget(0.05, 10, 60, 3)
     if given.small:
         on = replace(on, arena_bytes=min(on.arena_bytes, 1e8))
-    ready = bench(on, target)
-    roofs: dict[str, Any] = ceilings(ready, budget)[0]
-    ready = replace(ready, device=replace(target, **roofs))
-    shape = transformer(MODEL)
-    rows = contest(ready, shape, SMALL if given.small else Trees(), budget,
-                   lambda line: print(line, file=sys.stderr, flush=True), begun + given.seconds)  # fmt: skip
-    parts = [] if given.small else phases(ready, shape, budget)
-    lines = verdict(rows, parts, roofs) if gpu else []
-    text = "\n".join(
-        [
-            f"{gpu or on.facts['processor']}: {MODEL}, one layer, bf16, cold input sets",
-            table(rows),
-            "",
-            *lines,
-        ]
+    head = f"{gpu or on.facts['processor']}: {MODEL}, one layer, bf16, cold input sets"
+    known = _document(given.out / "kernels.json") if given.restarts else {}
+    found: dict[str, Any] = {"device": target.name, "facts": on.facts, "kernels_sha256": cuda.fingerprint(),
+                             "complete": False, "roofs": known.get("roofs", {}), "phases": known.get("phases", []),
+                             "trees": known.get("trees", []), "goals": []}  # fmt: skip
+
+    def write(trees: list[Row]) -> None:
+        found["trees"] = trees
+        found["goals"] = verdict(trees, found["phases"], found["roofs"]) if gpu else []
+        _write(given.out, found, "\n".join([head, table(trees), "", *found["goals"]]))
+
+    try:
+        ready = bench(on, target)
+        found["roofs"] = found["roofs"] or ceilings(ready, budget)[0]
+        ready = replace(ready, device=replace(target, **found["roofs"]))
+        shape = transformer(MODEL)
+        for row in () if given.small else phases(ready, shape, budget, len(found["phases"])):
+            found["phases"].append(row)
+            write(found["trees"])
+        rows = contest(ready, shape, SMALL if given.small else Trees(), budget,
+                       lambda line: print(line, file=sys.stderr, flush=True), begun + given.seconds,
+                       found["trees"], write)  # fmt: skip
+    except cuda.DeviceLost as error:
+        left = given.seconds - (time.monotonic() - begun)
+        print(error, file=sys.stderr, flush=True)
+        if given.restarts < _RESTARTS:
+            again = ["--device", given.device, "--out", str(given.out), *(["--small"] if given.small else []),
+                     "--seconds", f"{left:.0f}", "--restarts", str(given.restarts + 1)]  # fmt: skip
+            os.execv(sys.executable, [sys.executable, "-m", "hw.contest", *again])  # noqa: S606
+        return 1
+    except KeyboardInterrupt:
+        print(f"interrupted: what was measured is in {given.out}", file=sys.stderr)
+        return 130
+    found["complete"] = True
+    write(rows)
+    print((given.out / "kernels.txt").read_text("utf-8"), end="")
+    failed = any(
+        row.get("why_not", {}).get("ours", "").startswith(("failed", LOST)) for row in rows
     )
-    given.out.mkdir(parents=True, exist_ok=True)
-    document = {"device": target.name, "facts": on.facts, "kernels_sha256": cuda.fingerprint(), "roofs": roofs,
-                "trees": rows, "phases": parts, "goals": lines}  # fmt: skip
-    (given.out / "kernels.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
-    (given.out / "kernels.txt").write_text(text + "\n", encoding="utf-8")
-    print(text)
-    failed = any("failed" in row.get("why_not", {}).get("ours", "") for row in rows)
     return 1 if failed else 0
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """What an earlier process of this contest wrote."""
+    found = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    assert isinstance(found, dict)
+    return found
+
+
+def _write(folder: Path, document: dict[str, Any], text: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "kernels.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    (folder / "kernels.txt").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

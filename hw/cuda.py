@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,28 @@ KERNELS = {
 
 class GpuError(RuntimeError):
     """No CuPy, no NVIDIA GPU, or one that the kernels do not run on; the message says what to do."""
+
+
+class DeviceLost(RuntimeError):
+    """A fault of a kernel took the GPU's context with it: this process can use the GPU no more, a new one can."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Handle:
+    """A stream of another package, as the CUDA stream protocol asks: (version, address)."""
+
+    address: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return (0, self.address)
+
+
+def on_stream(cupy: Any, address: int) -> AbstractContextManager[Any]:
+    """Lets CuPy launch on the stream at this address, which its owner keeps alive."""
+    adopt = getattr(cupy.cuda.Stream, "from_external", None)
+    stream: AbstractContextManager[Any]
+    stream = cupy.cuda.ExternalStream(address) if adopt is None else adopt(_Handle(address))
+    return stream
 
 
 @dataclass(frozen=True, slots=True)

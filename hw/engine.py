@@ -168,9 +168,8 @@ class Engine:
         if self.device.type != "cuda":
             return nullcontext()
         torch = self.torch
-        stream = torch.cuda.current_stream(self.device).cuda_stream
-        external: AbstractContextManager[Any] = self.kernels.xp.cuda.ExternalStream(stream)
-        return external
+        address = torch.cuda.current_stream(self.device).cuda_stream
+        return cuda.on_stream(self.kernels.xp, address)
 
     # -- one tick --------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -29,8 +30,11 @@ _BUDGETS = {
     ("cpu", True): Budget(0.1, 3, 15, 1),
     ("cpu", False): Budget(0.5, 5, 30, 2),
     ("cuda", True): Budget(0.03, 5, 30, 3),
-    ("cuda", False): Budget(0.06, 7, 60, 3),
+    ("cuda", False): Budget(0.04, 7, 40, 2),
 }
+
+
+_RESTARTS = 24  # an operation that takes the device does so twice, then is left out
 
 
 class MeasureError(ValueError):
@@ -98,9 +102,18 @@ def check_place(request: Request) -> None:
 
 
 def run(request: Request, plan: Plan, on: Backend, tell: object) -> Profile:
-    """Measures and saves; the journal goes when the profile is complete. Raises JournalError, ProfileError."""
+    """Measures and saves; the journal goes when the profile is complete.
+
+    With `force` a journal of another plan or of other kernels is begun again. Raises JournalError, ProfileError.
+    """
     assert callable(tell)
-    found = measure(plan, on, tell=tell, journal=request.journal, resume=request.resume)
+    try:
+        found = measure(plan, on, tell=tell, journal=request.journal, resume=request.resume)
+    except JournalError as error:
+        if not request.force:
+            raise
+        tell(0, len(plan.points), math.nan, f"begun again: {error}")
+        found = measure(plan, on, tell=tell, journal=request.journal)
     save(found, request.place)
     if found.meta["complete"]:
         request.journal.unlink(missing_ok=True)
@@ -151,7 +164,7 @@ def _is(card: str, gpu: str) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command: 0 fine, 2 usage, 4 no GPU or a package is missing, 130 interrupted (what was measured is kept)."""
+    """The command: 0 fine, 1 the device was lost too often, 2 usage, 4 no GPU or a package is missing, 130 interrupted (what was measured is kept)."""
     parser = argparse.ArgumentParser(prog="python -m hw.measure", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--model", action="append", default=[], metavar="NAME")
@@ -162,6 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     parser.add_argument("--force", action="store_true", help="replace what is there")
     parser.add_argument("--dry-run", action="store_true", help="say what would be measured")
+    parser.add_argument("--restarts", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     request = Request(given.device, tuple(given.model), given.quick, given.name, tuple(given.only),
                       given.out, given.resume, given.force)  # fmt: skip
@@ -179,14 +193,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (MeasureError, CatalogError, JournalError, ProfileError) as error:
         print(error, file=sys.stderr)
         return 2
+    except cuda.DeviceLost as error:
+        return _again(arguments, given.restarts, str(error))
     except KeyboardInterrupt:
         print("interrupted before anything was measured", file=sys.stderr)
         return 130
     print(f"{request.place}.parquet: {len(found.columns['op'])} points, {found.label}")
+    if "lost" in found.meta:
+        return _again(arguments, given.restarts, found.meta["lost"])
     if not found.meta["complete"]:
         print(f"interrupted: go on with --resume ({request.journal})", file=sys.stderr)
         return 130
     return 0
+
+
+def _again(arguments: Sequence[str] | None, restarts: int, lost: str) -> int:
+    """After a fault of a kernel the GPU answers a new process alone: become one, which goes on with the rest."""
+    print(lost, file=sys.stderr, flush=True)
+    if restarts < _RESTARTS:
+        words = [*(sys.argv[1:] if arguments is None else arguments)]
+        words += [] if "--resume" in words else ["--resume"]
+        words += ["--restarts", str(restarts + 1)]
+        os.execv(sys.executable, [sys.executable, "-m", "hw.measure", *words])  # noqa: S606
+    print(f"lost {restarts + 1} times: given up; what was measured is kept", file=sys.stderr)
+    return 1
 
 
 def _line(done: int, total: int, left_s: float, what: str) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -19,6 +23,8 @@ from hw.reference import HEAD_DIM
 from hw.transformer import Transformer
 
 Run = Callable[[int], None]
+_BUILDS, _BUILD_S = "TREELINE_FLASHINFER_BUILDS", 180.0
+_SHAPES = 256  # that a compiled peer may meet in one process
 _SHARED = 0.4  # of the arena: what the copies of a peer without pages may take
 
 
@@ -115,7 +121,7 @@ def torch_cascade(f: Forest) -> tuple[Run, Any]:
         share = torch.sigmoid(l1 - l2).unsqueeze(-1)
         return (share * o1 + (1 - share) * o2.float()).to(result.dtype)
 
-    merged = torch.compile(merge, dynamic=False) if f.cuda else merge
+    merged = _compiled(torch, merge) if f.cuda else merge
 
     def run(i: int) -> None:
         k1, v1, k2, v2 = parts[i]
@@ -155,7 +161,7 @@ def flex_attention(f: Forest) -> tuple[Run, Any]:
         return (key < prefix) | ((key - prefix) // suffix == row)
 
     mask = flex.create_block_mask(seen, None, None, b, prefix + b * suffix, device=device)
-    attend = torch.compile(flex.flex_attention, dynamic=False) if f.cuda else flex.flex_attention
+    attend = _compiled(torch, flex.flex_attention) if f.cuda else flex.flex_attention
 
     def run(i: int) -> None:
         k, v = kv[i]
@@ -181,6 +187,10 @@ def flashinfer_cascade(f: Forest) -> tuple[Run, Any]:
         return torch.tensor(np.asarray(values), dtype=torch.int32, device="cuda")
 
     wrapper = infer.MultiLevelCascadeAttentionWrapper(2, _workspace(torch), "HND")
+    for inner in getattr(wrapper, "_batch_prefill_wrappers", ()):
+        inner._backend = (
+            "fa2"  # for Hopper it would choose kernels that take twenty minutes to compile
+        )
     wrapper.plan(
         [on([0, b]), on(range(b + 1))],
         [on([0, shared]), on(np.arange(b + 1) * own)],
@@ -229,6 +239,15 @@ def _torch(f: Forest) -> Any:
     return import_module("torch")
 
 
+def _compiled(torch: Any, function: Any) -> Any:
+    """Compiled for each shape: beyond its limit of recompilations torch would silently run the slow original."""
+    settings: Any = import_module("torch._dynamo").config
+    for name in ("recompile_limit", "cache_size_limit"):
+        if hasattr(settings, name):
+            setattr(settings, name, _SHAPES)
+    return torch.compile(function, dynamic=False)
+
+
 def _flashinfer(f: Forest) -> Any:
     if not f.cuda:
         raise Absent("FlashInfer needs an NVIDIA GPU")
@@ -236,7 +255,26 @@ def _flashinfer(f: Forest) -> Any:
         import_module("flashinfer")
     except ImportError as error:
         raise Absent(f"FlashInfer is not installed ({error})") from None
+    if reason := _unbuilt():
+        raise Absent(reason)
     return _torch(f)
+
+
+@cache
+def _unbuilt() -> str:
+    """Why FlashInfer's kernels are not there, which it compiles at their first use: tried once in a process of its own.
+
+    What it built lies on disk for this one. A compilation cannot be interrupted; a process can.
+    """
+    if _BUILDS in os.environ:
+        return ""
+    words, beside = [sys.executable, "-m", "hw.peers"], os.environ | {_BUILDS: "1"}
+    try:
+        done = subprocess.run(words, env=beside, capture_output=True, text=True, timeout=_BUILD_S)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        return f"FlashInfer's kernels were not built within {_BUILD_S:.0f} s"
+    last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1][:200]
+    return f"FlashInfer does not run here: {last}" if done.returncode else ""
 
 
 def _workspace(torch: Any) -> Any:
@@ -288,9 +326,29 @@ def _floor_s(bench: Bench, shape: Transformer, point: Point) -> float:
     return max(moved / bench.device.copy_bytes_per_s, computed / bench.device.gemm_flops_bf16)
 
 
+def _build() -> None:
+    """Uses FlashInfer on a little tree, so that its kernels are compiled and lie on disk."""
+    from hw.backend import backend
+    from hw.bench import bench
+    from hw.device import device
+    from hw.transformer import transformer
+
+    on = backend("cuda")
+    ready = bench(replace(on, arena_bytes=3e8), device("h200-sxm-141gb"))
+    shape = transformer("llama-3.1-8b")
+    little = forest(ready, shape, Point("attention", shape.name, 16, 8, 512, 100))
+    for name in ("flashinfer_cascade", "flashinfer_decode"):
+        PEERS[name](little)[0](0)
+        on.wait()
+
+
 def relative_error(got: Any, expected: Any) -> float:
     """Relative L2 distance of two arrays of bf16 bits."""
     from hw.reference import bf16_values
 
     a, b = (bf16_values(x.get() if hasattr(x, "get") else x).astype(float) for x in (got, expected))
     return math.sqrt(float(((a - b) ** 2).sum()) / float((b**2).sum()))
+
+
+if __name__ == "__main__":
+    _build()

@@ -59,7 +59,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "run_id": ("s", "measurement run"),
     "point_seed": ("i", "seed of the input data"),
     "is_holdout": ("i", "1: kept out of every fit"),
-    "status": ("s", "ok, or why the row has no time"),
+    "status": ("s", "ok, or why the row has no time (or one that no fit may use)"),
 }
 _DTYPES = {"s": "U", "i": "int64", "f": "float64", "e": "float64"}
 _ZERO: Mapping[str, Any] = {"s": "", "i": 0, "f": 0.0, "e": math.nan}

@@ -32,6 +32,8 @@ Tell = Callable[[int, int, float, str], None]
 ORDER_SEED = 7
 SETUP_S = 0.02  # of building and checking a point, beside its runs
 GIVE_UP = 10  # points that fail in a row: the device is not usable any more
+STRIKES = 4  # failures of an operation in a row after which its other points are left out; a lost device counts twice
+LOST = "lost the device: "
 INCLUDED = 1e-9  # launch_s of a measured profile: its times hold the launch already
 _HEADS = ("prefix_attention", "suffix_attention", "attention", "naive_attention", "merge",
           "kv_append", "prefill_attention", "fork_copy", "prune")  # fmt: skip
@@ -106,8 +108,9 @@ def measure(
     """Measures the plan on the backend; on KeyboardInterrupt the profile of what was measured until then.
 
     `journal` gets a line a point as it is measured; with `resume` its points are not measured again. meta["complete"]
-    tells whether all points are in the profile. Raises JournalError, and hw.profile.ProfileError where no point at all
-    could be measured.
+    tells whether all points are in the profile, meta["lost"] whether a fault of a kernel took the device from this
+    process: another one can go on. An operation that fails again and again is left out, the others are not. Raises
+    JournalError, hw.profile.ProfileError where no point at all could be measured, hw.cuda.DeviceLost where that is why.
     """
     begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     head: Row = {
@@ -126,14 +129,16 @@ def measure(
         head, rows = known
     ready = replace(ready, device=replace(plan.device, **head["ceilings"]))
     write = _journal(journal, head, rows)
-    complete, drift = _all_points(plan, ready, rows, write, tell)
+    complete, drift, lost = _all_points(plan, ready, rows, write, tell)
+    if lost and not any(row["status"] == "ok" for row in rows):
+        raise cuda.DeviceLost(lost)
     meta = {
         "grid": plan.grid, "complete": complete, "begun": begun,
         "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "models": [shape.name for shape in plan.models], "points": len(plan.points),
         "plan_digest": head["plan"], "holdout_seed": HOLDOUT_SEED, "kernels_sha256": head["kernels"],
         "collector_sha256": collector_hash(), "launch": head["launch"], "drift": drift,
-        "times_include_launch": True, "facts": backend.facts, **_git(),
+        "times_include_launch": True, "facts": backend.facts, **_git(), **({"lost": lost} if lost else {}),
     }  # fmt: skip
     label = (
         f"measured on {backend.facts.get('gpu') or backend.facts.get('processor')}, {begun[:10]}"
@@ -197,8 +202,11 @@ def collector_hash() -> str:
 
 def _all_points(
     plan: Plan, ready: Bench, rows: list[Row], write: Callable[[Row], None], tell: Tell
-) -> tuple[bool, dict[str, Any]]:
-    """Measures what rows does not hold yet, appending to it; whether all was, and how far the sentinels drifted."""
+) -> tuple[bool, dict[str, Any], str]:
+    """Measures what rows does not hold yet, appending to it.
+
+    Whether all was, how far the sentinels drifted, and what took the device (empty where nothing did).
+    """
     shapes = {shape.name: shape for shape in plan.models}
     done = {row["point_seed"] for row in rows}
     todo = [point for point in plan.order if point.seed not in done]
@@ -206,9 +214,39 @@ def _all_points(
     seen: list[list[float]] = []
     begin, spent = time.monotonic(), 0
 
+    struck = _strikes(rows)
+
+    def timed(point: Point) -> Row:
+        if struck.get(point.op, 0) >= STRIKES:
+            nothing = (math.nan,) * 3
+            return _row(ready, shapes[point.model], point, None, None,
+                        f"skipped: {point.op} failed {STRIKES} times in a row", nothing)  # fmt: skip
+        row = _measured(ready, shapes[point.model], point, plan.budget)
+        _strike(struck, row)
+        return row
+
+    def keep(row: Row) -> None:
+        write(row)
+        rows.append(row)
+        done.add(row["point_seed"])
+
+    def go_on(row: Row) -> None:
+        if row["status"].startswith(LOST):
+            if row["point_seed"] not in done:
+                keep(row)
+            raise cuda.DeviceLost(row["status"])
+
     def sentinels() -> None:
-        rounds = (_measured(ready, shapes[p.model], p, plan.budget) for p in watched)
-        seen.append([row.get("t_us_median", 0.0) for row in rounds])
+        failed = {row["point_seed"] for row in rows if row["status"] != "ok"}
+        found = []
+        for point in watched:
+            if point.seed in failed:  # it may have taken the device before
+                found.append(0.0)
+                continue
+            row = timed(point)
+            found.append(row.get("t_us_median", 0.0))
+            go_on(row)
+        seen.append(found)
 
     try:
         sentinels()
@@ -218,38 +256,66 @@ def _all_points(
             each = (time.monotonic() - begin) / max(1, spent)
             left = each * (len(todo) - number + len(watched)) if spent else math.nan
             tell(len(rows), len(plan.points), left, _said(point))
-            row = _measured(ready, shapes[point.model], point, plan.budget)
-            write(row)
-            rows.append(row)
+            row = timed(point)
+            keep(row)
+            go_on(row)
             spent += 1
             if len(rows) >= GIVE_UP and all(
                 r["status"].startswith("failed") for r in rows[-GIVE_UP:]
             ):
-                return False, _drift(watched, seen)
+                return False, _drift(watched, seen), ""
         sentinels()
     except KeyboardInterrupt:
-        return False, _drift(watched, seen)
+        return False, _drift(watched, seen), ""
+    except cuda.DeviceLost as error:
+        return False, _drift(watched, seen), str(error)
     tell(len(rows), len(plan.points), 0.0, "done")
-    return True, _drift(watched, seen)
+    return True, _drift(watched, seen), ""
+
+
+def _strikes(rows: Iterable[Row]) -> dict[str, int]:
+    """How often each operation failed in a row, at the end of what was measured."""
+    struck: dict[str, int] = {}
+    for row in rows:
+        _strike(struck, row)
+    return struck
+
+
+def _strike(struck: dict[str, int], row: Row) -> None:
+    op, status = row["op"], row["status"]
+    if status == "ok":
+        struck[op] = 0
+    elif status.startswith(("failed", LOST)):
+        struck[op] = struck.get(op, 0) + (2 if status.startswith(LOST) else 1)
 
 
 def _measured(ready: Bench, shape: Transformer, point: Point, budget: Budget) -> Row:
     """One row: its times, or the reason in words why there are none."""
-    before = ready.backend.sense()
-    try:
-        made = case(ready, shape, point)
-        wrong = checked(made)
-        if wrong:
-            return _row(ready, shape, point, None, None, f"wrong: {wrong}", before)
-        found = ready.backend.clock.time(made.run, made.units, budget, made.reset)
-    except TooBig as error:
-        return _row(ready, shape, point, None, None, f"skipped: {error}", before)
-    except ready.backend.exhausted as error:
-        return _row(ready, shape, point, None, None, f"out of memory: {_first_line(error)}", before)
-    except Exception as error:  # noqa: BLE001 (one operation that fails must not cost the others)
-        reason = f"failed: {type(error).__name__}: {_first_line(error)}"
+    before, on = ready.backend.sense(), ready.backend
+
+    def without(reason: str) -> Row:
         return _row(ready, shape, point, None, None, reason, before)
-    return _row(ready, shape, point, made, found, "ok", before)
+
+    def tried() -> Row:
+        made = case(ready, shape, point)
+        if wrong := checked(made):
+            return without(f"wrong: {wrong}")
+        found = on.clock.time(made.run, made.units, budget, made.reset)
+        return _row(ready, shape, point, made, found, found.note or "ok", before)
+
+    try:
+        try:
+            return tried()
+        except on.exhausted:
+            on.spare()  # memory that one package keeps for itself is what the other lacks
+        return tried()
+    except TooBig as error:
+        return without(f"skipped: {error}")
+    except on.exhausted as error:
+        return without(f"out of memory: {_first_line(error)}")
+    except Exception as error:  # noqa: BLE001 (one operation that fails must not cost the others)
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        return without(("failed: " if on.answers() else LOST) + reason)
 
 
 def _row(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,7 +38,10 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds of one run: median, 10th and 90th percentile, least; `samples` timed, `units` runs in each."""
+    """Seconds of one run: median, 10th and 90th percentile, least; `samples` timed, `units` runs in each.
+
+    `note` says in words why they are not what was asked for; empty where they are.
+    """
 
     median: float
     p10: float
@@ -45,6 +49,7 @@ class Times:
     least: float
     samples: int
     units: int
+    note: str = ""
 
 
 class Clock(Protocol):
@@ -57,11 +62,11 @@ class Clock(Protocol):
         ...
 
 
-def times(seconds: Iterable[float], units: int) -> Times:
+def times(seconds: Iterable[float], units: int, note: str = "") -> Times:
     """The statistics of samples that are seconds of one run each."""
     found = np.array(list(seconds))
     low, median, high = np.percentile(found, (10, 50, 90)).tolist()
-    return Times(median, low, high, float(found.min()), len(found), units)
+    return Times(median, low, high, float(found.min()), len(found), units, note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,38 +103,64 @@ class WallClock:
 
 @dataclass(frozen=True, slots=True)
 class GraphClock:
-    """A GPU's: a CUDA graph of all input sets, replayed between events; `on` makes both array packages use `stream`."""
+    """A GPU's: a CUDA graph of all input sets, replayed between events; `on` makes both array packages use `stream`.
+
+    Where a run cannot be captured, the same runs launched one by one are timed, and `note` says so.
+    """
 
     torch: Any
     stream: Any
     on: Callable[[], AbstractContextManager[None]]
-    warm_replays: int = 5
 
     def time(
         self, run: Run, units: int, budget: Budget, reset: Callable[[], None] | None = None
     ) -> Times:
         """Seconds of one run within a replay, launch gaps of a graph included."""
-        cuda = self.torch.cuda
-        cuda.synchronize()  # inputs are made on another stream
+        self.torch.cuda.synchronize()  # inputs are made on another stream
+
+        def launched() -> None:
+            for unit in range(units):
+                run(unit)
+
         with self.on():
             if reset is not None:
                 reset()
-            for unit in range(units):
-                run(unit)
+            launched()  # compiles, finds memory, lets libraries choose: nothing of it may happen in a capture
             self.stream.synchronize()
-            graph = cuda.CUDAGraph()
+            replay, note = launched, ""
+            try:
+                replay = self._captured(launched)
+            except Exception as error:  # noqa: BLE001 (the time of single launches is better than none)
+                first = (str(error).splitlines() or [""])[0][:160]
+                note = f"not in a graph: {type(error).__name__}: {first}"
+                self.stream.synchronize()  # raises where the device itself is lost
+            once = self._played(replay, budget.warm, reset)[-1]
+            found = self._played(replay, budget.samples(once), reset)
+        return times([seconds / units for seconds in found], units, note)
+
+    def _captured(self, launched: Callable[[], None]) -> Callable[[], None]:
+        """What replays a graph of all that `launched` issues."""
+        graph = self.torch.cuda.CUDAGraph()
+        collects = gc.isenabled()
+        gc.collect()
+        gc.disable()  # memory that is given back in the middle of a capture would break it
+        try:
             graph.capture_begin(capture_error_mode="thread_local")
             try:
-                for unit in range(units):
-                    run(unit)
-            finally:
-                graph.capture_end()
-            once = self._replays(graph, self.warm_replays, reset)[-1]
-            found = self._replays(graph, budget.samples(once), reset)
-        return times([seconds / units for seconds in found], units)
+                launched()
+            except BaseException:
+                with suppress(Exception):  # what the run raised is what happened
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        finally:
+            if collects:
+                gc.enable()
+        replay: Callable[[], None] = graph.replay
+        return replay
 
-    def _replays(
-        self, graph: Any, count: int, reset: Callable[[], None] | None
+    def _played(
+        self, replay: Callable[[], None], count: int, reset: Callable[[], None] | None
     ) -> list[float]:  # seconds of each
         pairs = []
         for _ in range(count):
@@ -137,7 +168,7 @@ class GraphClock:
                 reset()
             begin, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record(self.stream)
-            graph.replay()
+            replay()
             end.record(self.stream)
             pairs.append((begin, end))
         self.stream.synchronize()

@@ -39,8 +39,8 @@ def test_every_part_runs_from_the_checkout_alone_and_writes_into_one_folder(tmp_
     code, calls, _ = make("gpu", tmp_path, gpu=True)
     assert code == 0
     tests, profile, bench, replay, countdown = calls
-    assert tests.startswith(". -m pytest tests/gpu -m gpu")
-    assert f"--junitxml={tmp_path}/out/tests.xml" in tests
+    assert tests.startswith(f". -m tests.gpu.apart --out {tmp_path}/out -- tests/gpu -m gpu")
+    assert (tmp_path / "out.tar.gz").exists()
     assert profile == f". -m hw.measure --device cuda --out {tmp_path}/out/profile --resume --force"
     assert bench == f". -m hw.contest --device cuda --out {tmp_path}/out"
     assert replay.startswith(". -m sim.replay --device cuda")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from dashboards.terminal import plain, program, quoted
 from hw.backend import backend
-from hw.cuda import GpuError
+from hw.cuda import DeviceLost, GpuError
 from hw.device import CatalogError, devices
 from hw.measure import MeasureError, Request, check_place, outline, plan_of, run
 from hw.profile import Profile, ProfileError
@@ -65,6 +65,8 @@ def measured(asked: Request, *, quiet: bool) -> dict[str, Any]:
         raise MissingError(str(error)) from None
     except (MeasureError, CatalogError, JournalError, ProfileError) as error:
         raise UserError(str(error)) from None
+    except DeviceLost as error:
+        raise UserError(f"{error}. Measure the rest with the same command and --resume.") from None
     except OSError as error:
         raise UserError(
             f"{asked.place} cannot be written: {error.strerror}. Name another with --out."
@@ -89,6 +91,7 @@ def document(found: Profile, asked: Request) -> dict[str, Any]:
         "holdout": int(found.columns["is_holdout"].sum()),
         "ceilings": dict(found.ceilings),
         "drift": found.meta["drift"],
+        "lost": found.meta.get("lost"),
         "journal": None if found.meta["complete"] else str(asked.journal),
     }
 
@@ -114,6 +117,10 @@ def text(found: dict[str, Any]) -> str:
         lines.append(f"See it: {program()} profile show {quoted(place)}")
         lines.append(
             f"Use it in a scenario: device: {found['device']}, latency: {{kind: profile, profile: {named}}}"
+        )
+    elif found["lost"]:
+        lines.append(
+            f"{plain(found['lost'])}. Measure the rest with the same command and --resume."
         )
     else:
         lines.append("Interrupted: measure the rest with the same command and --resume.")

@@ -74,7 +74,9 @@ def card(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             runtime=runtime,
             nvrtc=SimpleNamespace(getVersion=lambda: (13, 0)),
             memory=SimpleNamespace(OutOfMemoryError=MemoryError),
-            ExternalStream=lambda pointer: stream(f"cupy {pointer}"),
+            Stream=SimpleNamespace(
+                from_external=lambda it: stream(f"cupy {it.__cuda_stream__()[1]}")
+            ),
         )
     )
     properties = SimpleNamespace(name="NVIDIA H200", major=9, minor=0, multi_processor_count=132)
@@ -159,7 +161,7 @@ def test_a_whole_profile_is_measured_through_graphs_on_the_launch_twin() -> None
         yield
 
     stream = SimpleNamespace(synchronize=lambda: None)
-    clock = Clock(SimpleNamespace(cuda=fake), stream, on, 2)
+    clock = Clock(SimpleNamespace(cuda=fake), stream, on)
     asked = replace(
         plan(("merge", "prune", "kv_append", "sample"), device("h200-sxm-141gb")),
         budget=Budget(0.0, 2, 3, 1),

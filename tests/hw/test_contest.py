@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from hw import contest, peers
 from hw.bench import bench
+from hw.cuda import DeviceLost
 from hw.device import device
+from hw.floors import Op
 from hw.grid import Point
-from hw.timing import Budget
+from hw.timing import Budget, times
 from hw.transformer import transformer
 from tests.hw.tiny import on_cpu, on_twin
 
@@ -132,3 +135,115 @@ def test_without_a_gpu_the_contest_says_so(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert contest.main(["--device", "cuda", "--out", str(tmp_path)]) == 4
+
+
+class Losing:
+    """A backend that a peer takes with it, as a fault of a kernel does, until a new process begins."""
+
+    def __init__(self) -> None:
+        self.lost, self.faults = False, 0
+
+    def backend(self):
+        self.lost = False
+        return replace(on_cpu("numpy", 2e7), answers=lambda: not self.lost)
+
+    def peer(self, forest):
+        self.lost, self.faults = True, self.faults + 1
+        raise RuntimeError("an illegal memory access was encountered")
+
+
+def test_ours_failing_costs_no_tree_and_is_told(monkeypatch):
+    def broken(forest):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(contest, "_OURS", {"ours": broken})
+    monkeypatch.setattr(peers, "PEERS", {"peer": peers.ours})
+    ready, kept = bench(on_cpu("numpy", 6e7), device("cpu")), []
+    trees = contest.Trees((2, 3), (32, 64), (5,))
+    rows = contest.contest(
+        ready, SHAPE, trees, ONCE, silent, keep=lambda rows: kept.append(len(rows))
+    )
+    assert [set(row["us"]) for row in rows] == [{"peer"}] * 4
+    assert kept == [1, 2, 3, 4]
+    told = [row["why_not"]["ours"] for row in rows]
+    assert told == ["failed: RuntimeError: no such kernel"] * 3 + [
+        "skipped: it failed 3 times in a row"
+    ]
+
+
+def test_a_lost_device_costs_the_command_one_tree_of_one_peer_and_a_new_process(
+    tmp_path, monkeypatch
+):
+    losing, words, runs = Losing(), ["--device", "cpu", "--small", "--out", str(tmp_path)], 0
+    monkeypatch.setattr(contest, "backend", lambda kind: losing.backend())
+    monkeypatch.setattr(contest, "SMALL", contest.Trees((2, 3), (32, 64), (5,)))
+    monkeypatch.setattr(peers, "PEERS", {"peer": losing.peer})
+
+    class Restarted(Exception):
+        pass
+
+    def execv(program, given):
+        raise Restarted(given[3:])
+
+    monkeypatch.setattr("os.execv", execv)
+    while runs < 9:
+        runs += 1
+        try:
+            code = contest.main(words)
+            break
+        except Restarted as again:
+            (words,) = again.args
+    assert (runs, losing.faults, code) == (3, 2, 0)
+    document = json.loads((tmp_path / "kernels.json").read_text())
+    assert document["complete"]
+    assert len(document["trees"]) == 4
+    assert all("ours" in row["us"] for row in document["trees"])
+    reasons = [row["why_not"]["peer"] for row in document["trees"]]
+    assert reasons[0].startswith("lost the device: RuntimeError: an illegal memory access")
+    assert reasons[2:] == ["skipped: it failed 3 times in a row"] * 2
+
+
+def test_a_phase_that_fails_or_takes_the_device_is_a_row_and_the_next_begins_behind_it(monkeypatch):
+    lost: list[bool] = []
+
+    def case(on, shape, point):
+        if point.op == "suffix_attention":
+            lost.append(point.branches == 256)
+            raise RuntimeError("an illegal memory access")
+        return SimpleNamespace(run=None, units=1, reset=None, op=Op(point.op, 1e9, 1e6, 1e-6))
+
+    monkeypatch.setattr(contest, "case", case)
+    clock = SimpleNamespace(time=lambda *given: times([2e-6], 1))
+    on = replace(on_cpu("numpy", 2e7), clock=clock, answers=lambda: not lost[-1])
+    ready, statuses = bench(on, device("cpu")), []
+    with pytest.raises(DeviceLost, match="suffix_attention"):
+        for row in contest.phases(ready, SHAPE, ONCE):
+            statuses.append(row["status"])
+    assert statuses[:3] == ["ok"] * 3
+    assert statuses[3] == "failed: RuntimeError: an illegal memory access"
+    assert statuses[4] == "lost the device: RuntimeError: an illegal memory access"
+    (rest,) = contest.phases(ready, SHAPE, ONCE, done=len(statuses))
+    assert (rest["op"], rest["status"], rest["of_floor"]) == ("fork_copy", "ok", 0.5)
+
+
+def test_flashinfer_is_tried_in_a_process_of_its_own_before_it_may_keep_the_contest_waiting(
+    monkeypatch,
+):
+    import subprocess
+
+    def ends(code: int, stderr: str = ""):
+        monkeypatch.setattr(
+            "subprocess.run", lambda *given, **more: SimpleNamespace(returncode=code, stderr=stderr)
+        )
+        peers._unbuilt.cache_clear()
+        return peers._unbuilt()
+
+    def never(*given, timeout, **more):
+        raise subprocess.TimeoutExpired("build", timeout)
+
+    assert ends(0) == ""
+    assert ends(1, "a trace\nRuntimeError: ninja is missing\n").endswith("ninja is missing")
+    monkeypatch.setattr("subprocess.run", never)
+    peers._unbuilt.cache_clear()
+    assert "not built within" in peers._unbuilt()
+    peers._unbuilt.cache_clear()

@@ -11,11 +11,12 @@ import pytest
 from hw import ops
 from hw.bench import bench, checked
 from hw.cases import case, tree
+from hw.cuda import DeviceLost
 from hw.device import device
 from hw.grid import Point
 from hw.measure import MeasureError, Request, check_place, main, plan_of
 from hw.profile import load, save
-from hw.profiler import JournalError, measure
+from hw.profiler import STRIKES, JournalError, measure
 from tests.hw.tiny import AXES, model, on_cpu, on_twin, plan
 
 ENGINES = [
@@ -110,21 +111,94 @@ def test_a_point_too_big_for_memory_is_recorded_and_skipped():  # an arena of od
     assert all(text.startswith("skipped: needs") and "the arena holds" in text for text in skipped)
 
 
-def test_memory_that_runs_out_in_the_middle_is_recorded_and_the_run_goes_on():
-    on, calls = on_cpu(), 0
+@pytest.mark.parametrize("times", [1, 2])
+def test_memory_that_runs_out_is_given_back_once_then_recorded_and_the_run_goes_on(times):
+    on, calls, given_back = on_cpu(), 0, []
 
     class Exhausted:
         def time(self, run, units, budget, reset=None):
             nonlocal calls
             calls += 1
-            if calls == 6:  # the first point after the roofs
+            if 6 <= calls < 6 + times:  # the first point after the roofs
                 raise MemoryError("cannot allocate 7 GB")
             return on.clock.time(run, units, budget, reset)
 
     asked = replace(plan(only=("o", "qkv", "down")), sentinels=0)
-    found = measure(asked, replace(on, clock=Exhausted()), tell=silent)
-    status = found.columns["status"].tolist()
-    assert [text for text in status if text != "ok"] == ["out of memory: cannot allocate 7 GB"]
+    on_this = replace(on, clock=Exhausted(), spare=lambda: given_back.append(calls))
+    found = measure(asked, on_this, tell=silent)
+    status = [text for text in found.columns["status"].tolist() if text != "ok"]
+    assert status == ["out of memory: cannot allocate 7 GB"] * (times - 1)
+    assert given_back == [6]
+
+
+class Broken:
+    """A backend whose suffix kernel breaks: it raises, or takes the device with it until a new process begins."""
+
+    def __init__(self, *, takes: bool) -> None:
+        self.real, self.takes, self.lost, self.faults = on_cpu(), takes, False, 0
+
+    def backend(self):
+        self.lost = False
+        return replace(self.real, kernels=self.kernels, answers=lambda: not self.lost)
+
+    def kernels(self, shape: ops.Shape) -> ops.Kernels:
+        real = self.real.kernels(shape)
+
+        def launch(name, grid, threads, shared, arguments):
+            if name == "suffix_attention" or self.lost:
+                self.lost, self.faults = self.takes, self.faults + 1
+                raise RuntimeError("an illegal memory access was encountered")
+            real.launch(name, grid, threads, shared, arguments)
+
+        return replace(real, launch=launch)
+
+
+def test_an_operation_that_fails_again_and_again_is_left_out_and_costs_no_other():
+    broken = Broken(takes=False)
+    asked = plan(only=("suffix_attention", "merge", "kv_append", "o"))
+    found = measure(asked, broken.backend(), tell=silent)
+    assert found.meta["complete"]
+    by_op = {op: set(found.columns["status"][found.columns["op"] == op]) for op in
+             ("suffix_attention", "merge", "kv_append", "o")}  # fmt: skip
+    assert by_op.pop("suffix_attention") == {
+        "failed: RuntimeError: an illegal memory access was encountered",
+        f"skipped: suffix_attention failed {STRIKES} times in a row",
+    }
+    assert broken.faults == STRIKES
+    assert all(status == {"ok"} for status in by_op.values())
+
+
+def test_a_fault_that_takes_the_device_ends_the_run_and_a_new_one_goes_on_without_it(tmp_path):
+    broken, journal = Broken(takes=True), tmp_path / "p.part.jsonl"
+    asked = plan(only=("suffix_attention", "merge", "kv_append", "o"))
+    runs = []
+    while not runs or "lost" in runs[-1]:
+        try:
+            found = measure(asked, broken.backend(), tell=silent, journal=journal, resume=True)
+            runs.append(found.meta)
+        except DeviceLost as error:  # before a single point was measured
+            runs.append({"lost": str(error)})
+        assert len(runs) < 9
+    assert len(runs) == 1 + STRIKES // 2
+    assert "an illegal memory access" in runs[0]["lost"]
+    assert runs[-1]["complete"]
+    assert len(found.columns["op"]) == len(asked.points)
+    assert len(set(found.columns["point_seed"].tolist())) == len(asked.points)
+    others = found.columns["status"][found.columns["op"] != "suffix_attention"]
+    assert set(others.tolist()) == {"ok"}
+
+
+def test_the_command_becomes_a_new_process_where_the_device_was_lost(tmp_path, monkeypatch, capsys):
+    broken, called = Broken(takes=True), []
+    monkeypatch.setattr("hw.measure.backend", lambda kind: broken.backend())
+    monkeypatch.setattr("hw.measure.plan_of", lambda *given: plan(only=("suffix_attention", "o")))
+    monkeypatch.setattr("os.execv", lambda program, words: called.append(words))
+    words = ["--device", "cpu", "--out", str(tmp_path / "it"), "--force"]
+    main(words)
+    assert called[0][1:] == ["-m", "hw.measure", *words, "--resume", "--restarts", "1"]
+    main([*called[0][3:-1], "24"])
+    assert len(called) == 1
+    assert "given up; what was measured is kept" in capsys.readouterr().err
 
 
 def test_a_kernel_that_does_not_write_is_found_out():

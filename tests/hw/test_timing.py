@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -97,24 +98,40 @@ def test_a_graph_clock_warms_up_before_it_captures_and_resets_before_each_replay
     steps = Steps()
     fake = FakeCuda(steps)
     stream = SimpleNamespace(synchronize=lambda: None)
-    clock = GraphClock(SimpleNamespace(cuda=fake), stream, nullcontext, warm_replays=2)
-    found = clock.time(fake.run, 3, Budget(0.0, 2, 4, 1), steps.reset)
+    clock = GraphClock(SimpleNamespace(cuda=fake), stream, nullcontext)
+    found = clock.time(fake.run, 3, Budget(0.0, 2, 4, 2), steps.reset)
     assert steps.log == ["reset", 0, 1, 2] + 4 * ["reset", 0, 1, 2]
     assert (found.median, found.samples, found.units) == (2.0, 2, 3)
 
 
-def test_a_capture_that_fails_is_ended_so_that_the_next_point_can_be_timed():
+def test_what_cannot_be_captured_is_launched_one_by_one_and_says_so():
     steps = Steps()
     fake = FakeCuda(steps)
 
     def run(unit: int) -> None:
         if fake.capturing is not None:
-            raise RuntimeError("cannot be captured")
+            raise RuntimeError("cannot be captured\nbecause")
         fake.run(unit)
 
-    clock = GraphClock(
-        SimpleNamespace(cuda=fake), SimpleNamespace(synchronize=lambda: None), nullcontext
-    )
-    with pytest.raises(RuntimeError, match="cannot be captured"):
-        clock.time(run, 2, Budget())
+    stream = SimpleNamespace(synchronize=lambda: None)
+    found = GraphClock(SimpleNamespace(cuda=fake), stream, nullcontext).time(run, 2, Budget())
     assert fake.capturing is None
+    assert found.note == "not in a graph: RuntimeError: cannot be captured"
+    assert found.median == 1.5
+    assert gc.isenabled()
+
+
+def test_a_device_that_is_lost_in_a_capture_is_not_timed():
+    fake = FakeCuda(Steps())
+
+    def run(unit: int) -> None:
+        if fake.capturing is not None:
+            stream.synchronize = broken
+            raise RuntimeError("an illegal memory access")
+
+    def broken() -> None:
+        raise RuntimeError("an illegal memory access")
+
+    stream = SimpleNamespace(synchronize=lambda: None)
+    with pytest.raises(RuntimeError, match="illegal"):
+        GraphClock(SimpleNamespace(cuda=fake), stream, nullcontext).time(run, 2, Budget())
