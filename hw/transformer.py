@@ -20,6 +20,7 @@ BYTES = {
     "fp8": 1.0,
     "fp8_block": 1.0,
     "mxfp4": 4.25 / 8,
+    "int4_wo": 4.5 / 8,  # 4-bit values, a 16-bit scale for each 32
 }
 _CONFIG_BYTES_LIMIT = 1_000_000
 _GIVEN = Source("config.json given in the scenario", "scenario")
@@ -306,13 +307,13 @@ def _dtypes(given: Mapping[str, Any], name: str) -> tuple[str, str]:
     quantisation = given.get("quantization_config") or {}
     method = quantisation.get("quant_method") if isinstance(quantisation, Mapping) else quantisation
     dtype = str(given.get("torch_dtype") or given.get("dtype") or "bfloat16")
-    if method not in (None, "fp8", "mxfp4") or dtype not in BYTES:
+    if method not in (None, "fp8", "mxfp4", "int4_wo") or dtype not in BYTES:
         raise CatalogError(
             f"model `{name}`: cannot cost weights of dtype {dtype!r}, quantisation {method!r}. "
             f"Known: {', '.join(BYTES)}."
         )
-    if method == "mxfp4":
-        return dtype, "mxfp4"
+    if method in ("mxfp4", "int4_wo"):
+        return dtype, method
     if (
         method == "fp8"
         and isinstance(quantisation, Mapping)

@@ -34,6 +34,7 @@ _NEEDED = ("silicon_data_source", "backend", "model_path", "system", "isl", "osl
 # 0.8, num-prompts 10 x concurrency), read 2026-11-25.
 TOGETHER, REPEATED, VARIED = "together", "repeated", "varied"
 _THOUSAND = 1000
+_NODE = 8  # devices
 SHORTEST = 0.8  # of the lengths of a varied load
 _KV_FP8 = 0.5  # TensorRT-LLM's fp8 checkpoints hold their KV in fp8 too
 
@@ -145,7 +146,7 @@ def _replica(
 ) -> tuple[StepCost, Transformer, float]:
     if system not in SYSTEMS:
         raise CatalogError(f"no device for system {system}")
-    if dp > 1 or tp > 8:
+    if dp > 1 or tp > _NODE:
         raise CatalogError("attention data parallel, or more than one node")
     shape = transformer_named(model, precision)
     if shape.experts and moe_ways != tp:
@@ -175,12 +176,18 @@ def _file(path: Path) -> Path | None:
 
 
 def _load_test(source: str, input_tokens: int) -> str:
-    if "gap-analysis" not in source:
+    if "auto-gap-analysis" not in source:
         return VARIED
     return REPEATED if input_tokens % _THOUSAND == 0 else TOGETHER
 
 
 def _point(row: Mapping[str, str]) -> Point:
+    """A row as a point. Raises ValueError, TypeError.
+
+    Rows that share experts among 8 devices may say 64 devices (4: 16): a load of DeepSeek-R1 is in the public file both
+    ways, with the same time to the last digit, and the machines of the load test have eight.
+    """
+
     def whole(name: str, default: int | None = None) -> int:
         text = row[name].strip()
         if not text and default is not None:
@@ -197,6 +204,16 @@ def _point(row: Mapping[str, str]) -> Point:
         return value
 
     source = row["silicon_data_source"]
+    split, parts_of_expert, other_experts = (
+        whole("tp_size"),
+        whole("moe_tp_size", 1),
+        whole("moe_ep_size", 1),
+    )
+    ways = parts_of_expert * other_experts
+    if split == ways > _NODE and parts_of_expert == other_experts:
+        split = ways = (
+            other_experts  # the same devices, counted once for tensors and once for experts
+        )
     return Point(
         model=row["model_path"],
         engine=row["backend"],
@@ -207,10 +224,10 @@ def _point(row: Mapping[str, str]) -> Point:
         clients=whole("batch_size"),
         input_tokens=whole("isl"),
         output_tokens=whole("osl"),
-        tensor_parallel=whole("tp_size"),
-        expert_parallel=whole("moe_ep_size", 1),
+        tensor_parallel=split,
+        expert_parallel=other_experts,
         data_parallel=whole("attention_dp_size", 1),
-        moe_ways=whole("moe_tp_size", 1) * whole("moe_ep_size", 1),
+        moe_ways=ways,
         ttft_s=seconds("silicon_ttft_ms"),
         tpot_s=seconds("silicon_tpot_ms"),
     )

@@ -63,6 +63,11 @@ def section(made: Mapping[str, Any]) -> str:
             ),
             "With the constants that ship:",
             _table(("group", *_NUMBERS), [_row(name, both) for name, both in by.items()]),
+            "With the expected constants:",
+            _table(
+                ("group", *_NUMBERS),
+                [_row(f"model: {name}", both) for name, both in made["by_model_expected"].items()],
+            ),
             "Bands of TPOT around predictions with expected constants, nominal 90 %:",
             _table(("bands", "points", "inside", "width"), [*halves, *every]),
         )

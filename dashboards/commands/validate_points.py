@@ -40,7 +40,7 @@ __all__ = ["document", "is_points", "picture", "validate_points"]
 # AIConfigurator's own errors on the public dense rows: what to be no worse than.
 # Source: aiconfigurator 0.12 run on the public half of its Hopper samples, 2026-11-23.
 PEER_TPOT_MEDIAN, PEER_TTFT_MEAN = 0.102, 0.53
-_SHIPPED = "shipped"
+_SHIPPED, _EXPECTED = "shipped", "expected"
 
 
 def _octave(clients: int) -> str:
@@ -101,7 +101,7 @@ def validate_points(
         raise UserError(f"{path}: no point can be modelled: {'; '.join(reasons)}.")
     ways = {
         _SHIPPED: errors(found, partial(terms_of, constants=shipped())),
-        "expected": errors(found, expected),
+        _EXPECTED: errors(found, expected),
         "other half of loads": other_half(found, load_of),
         "other half of models": other_half(found),
     }
@@ -125,13 +125,8 @@ def document(report: PointsReport) -> dict[str, Any]:
             for way, both in report.ways.items()
         },
         "played": {kind: _both(part) for kind, part in _kinds(*report.played).items()},
-        "by": {
-            name: {
-                value: {"tpot": asdict(rate), "ttft": asdict(first)}
-                for value, (rate, first) in groups(report.found, by, best).items()
-            }
-            for name, by in _BY.items()
-        },
+        "by": {name: _grouped(report, by, best) for name, by in _BY.items()},
+        "by_model_expected": _grouped(report, _BY["model"], report.ways[_EXPECTED]),
         "bands": {
             which: {
                 "nominal": NOMINAL,
@@ -165,6 +160,8 @@ def picture(report: PointsReport) -> RenderableType:
     ]  # fmt: skip
     best = report.ways[_SHIPPED]
     parts += [_groups(name, groups(report.found, by, best)) for name, by in _BY.items()]
+    models = groups(report.found, _BY["model"], report.ways[_EXPECTED])
+    parts += [_groups("model, expected constants", models)]
     parts += [Text(""), _bands(report), *_surveys(report)]
     return Group(*parts)
 
@@ -188,6 +185,13 @@ def _kinds(found: list[Modelled], both: Both) -> dict[str, Both]:
         name: [i for i, kind in enumerate(kinds) if kind == name] for name in sorted(set(kinds))
     }
     return {kind: (both[0][at], both[1][at]) for kind, at in marks.items()}
+
+
+def _grouped(report: PointsReport, by: Callable[[Modelled], str], both: Both) -> dict[str, Any]:
+    return {
+        value: {"tpot": asdict(rate), "ttft": asdict(first)}
+        for value, (rate, first) in groups(report.found, by, both).items()
+    }
 
 
 def _both(part: Both) -> dict[str, Any]:
