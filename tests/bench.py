@@ -28,15 +28,18 @@ import numpy as np
 import simpy
 
 from models.calibration import Calibrator
+from models.compiled import CHOICE, COMPILED, INTERPRETED, core
 from scenarios.loader import load, loads
 from sim import store
 from sim.records import Result
 from sim.resolve import Resolved, resolve
 from sim.run import replicate
+from tests.decided import decisions_us, speeds
 from tests.flat import Flat, Served
 
 ROOT = Path(__file__).resolve().parents[1]
 PEAK = ROOT / "scenarios" / "evening-peak.yaml"
+THINKING = "busy-evening.yaml", "think-less.yaml"  # with a fixed controller, and with a learned one
 OUT = ROOT / "build" / "bench.json"
 
 Say = Callable[[str], None]
@@ -84,6 +87,8 @@ class Settings:
     limit_pages: int = 1600  # just more than the longest branch of the evening peak can need
     steady_repeats: int = 5
     steady_measure_s: float = 300.0
+    controller_repeats: int = 3
+    controller_measure_s: float = 60.0
     rate: float = 1.0  # of the steady scenario at 480 tokens a step, 1/s
     flat_repeats: int = 5
     flat: tuple[FlatCase, ...] = (
@@ -103,6 +108,7 @@ def main(settings: Settings | None = None, out: Path = OUT, say: Say = print) ->
     figures |= _end_to_end(settings, raw, say)
     figures |= _at_the_limit(settings, raw, say)
     figures |= _ratios(settings, say)
+    figures |= _controllers(settings, say)
     figures |= _flat_requests(settings, say)
     figures["simpy_timeouts_per_s"] = max(raw)
     figures["simpy_timeouts_per_cpu_s"] = max(
@@ -136,43 +142,61 @@ def simpy_timeouts_per_s(count: int, clock: Callable[[], float] = time.perf_coun
 
 
 def _end_to_end(settings: Settings, raw: list[float], say: Say) -> dict[str, Any]:
-    """Branch-steps per second of wall time of whole `treeline run`s: start, calibration, records, report."""
-    rates = []
-    cpu_s = _children_cpu_s()
+    """Branch-steps per second of wall time of whole `treeline run`s: start, calibration, records, report.
+
+    With the core that this process uses; where that is the compiled one, also with the interpreted one.
+    """
+    rates: dict[str, list[float]] = {}
+    cpu_s: dict[str, float] = {}
+    cores = [core()] if core() == INTERPRETED else [COMPILED, INTERPRETED]
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(settings.end_to_end_repeats):
-            raw.append(simpy_timeouts_per_s(settings.timeouts))
-            say(
-                f"[{repeat + 1}/{settings.end_to_end_repeats}] treeline run scenarios/{PEAK.name} "
-                f"(raw SimPy: {raw[-1]:,.0f} timeouts/s)"
-            )
-            place = Path(folder) / "run"
-            wall_s = _command(settings.end_to_end, place)
-            result = store.load(place).result
-            rates.append(policy_branch_steps(result) / wall_s)
-            say(f"      {rates[-1]:,.0f} branch-steps/s, {wall_s:.1f} s")
-            workers = min(os.cpu_count() or 1, len(np.unique(result.queries["replication"])))
-            shutil.rmtree(place)
+            for used in cores:
+                raw.append(simpy_timeouts_per_s(settings.timeouts))
+                say(
+                    f"[{repeat + 1}/{settings.end_to_end_repeats}] treeline run scenarios/{PEAK.name}, "
+                    f"{used} (raw SimPy: {raw[-1]:,.0f} timeouts/s)"
+                )
+                place = Path(folder) / "run"
+                before_s = _children_cpu_s()
+                wall_s = _command(settings.end_to_end, place, used)
+                cpu_s[used] = cpu_s.get(used, 0.0) + _children_cpu_s() - before_s
+                result = store.load(place).result
+                steps = policy_branch_steps(result)
+                rates.setdefault(used, []).append(steps / wall_s)
+                say(f"      {rates[used][-1]:,.0f} branch-steps/s, {wall_s:.1f} s")
+                workers = min(os.cpu_count() or 1, len(np.unique(result.queries["replication"])))
+                shutil.rmtree(place)
     raw.append(simpy_timeouts_per_s(settings.timeouts))
-    cpu_s = _children_cpu_s() - cpu_s
-    steps = policy_branch_steps(result)
     regimes = _sum(result.pools, "regimes", result.pools["role"] == "policy")
-    return {
-        "branch_steps_per_s": statistics.median(rates),
-        "branch_steps_per_cpu_s": steps * len(rates) / cpu_s if cpu_s else None,
+    of_core = {
+        used: {
+            "branch_steps_per_s": statistics.median(rates[used]),
+            "branch_steps_per_cpu_s": steps * len(rates[used]) / cpu_s[used]
+            if cpu_s[used]
+            else None,
+            "branch_steps_per_s_all": rates[used],
+        }
+        for used in cores
+    }
+    return of_core[cores[0]] | {
+        "core": cores[0],
+        "interpreted": of_core[INTERPRETED],
         "regimes_per_branch_step": regimes / steps,
-        "branch_steps_per_s_all": rates,
         "workers": workers,
         "branch_steps": steps,
     }
 
 
-def _command(sets: Sequence[str], place: Path) -> float:
+def _command(sets: Sequence[str], place: Path, used: str) -> float:
     """Run the evening peak as a user would and return the wall seconds of the whole process."""
     words = [sys.executable, str(ROOT / "treeline.py"), "run", str(PEAK), "--quiet"]
     words += [word for key in sets for word in ("--set", key)]
+    words += ["--out", str(place)]
     began = time.perf_counter()
-    done = subprocess.run([*words, "--out", str(place)], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        words, capture_output=True, text=True, cwd=ROOT, env=os.environ | {CHOICE: used}
+    )
     wall_s = time.perf_counter() - began
     if done.returncode:
         raise SystemExit(f"treeline run failed ({done.returncode}):\n{done.stderr}")
@@ -267,6 +291,21 @@ def _steady(step_tokens: int, rate: float, measure_s: float) -> Resolved:
     return resolve(loads(text, "steady.yaml"))
 
 
+def _controllers(settings: Settings, say: Say) -> dict[str, Any]:
+    """The same busy evening with a fixed and a learned controller on one core, and what a decision takes."""
+    sets = ["horizon.warmup=0s", f"horizon.measure={settings.controller_measure_s}s"]
+    fixed, learned = (resolve(load(ROOT / "scenarios" / name, sets)) for name in THINKING)
+    say(f"{THINKING[0]} and {THINKING[1]}")
+
+    def measured(resolved: Resolved) -> tuple[float, int, int]:
+        cpu_s, result = _replicate(resolved)
+        return cpu_s, len(result.queries["status"]), policy_branch_steps(result)
+
+    deciding_us, seeing_us = decisions_us(learned)
+    found = speeds(fixed, learned, settings.controller_repeats, measured)
+    return {"controllers": found | {"decision_us": deciding_us, "evidence_us": seeing_us}}
+
+
 def _flat_requests(settings: Settings, say: Say) -> dict[str, Any]:
     """CPU seconds that the loop takes for requests without search: the least of some repeats."""
     policy = resolve(load(PEAK, [])).policy
@@ -312,9 +351,15 @@ def _show(figures: dict[str, Any], say: Say) -> None:
     say(f"raw SimPy                {raw:>10,.0f} timeouts/s (best of the interleaved runs)")
     say(
         f"treeline run             {figures['branch_steps_per_s']:>10,.0f} branch-steps/s end to end, "
-        f"{figures['workers']} workers: 1/{_inverse(whole)} of raw SimPy; goal 1/12: "
+        f"{figures['core']}, {figures['workers']} workers: 1/{_inverse(whole)} of raw SimPy; goal 1/12: "
         f"{_word(whole >= 1 / 12)}, stretch 1/6: {_word(whole >= 1 / 6)}"
     )
+    if figures["core"] == COMPILED:
+        plain = figures["interpreted"]["branch_steps_per_s"]
+        say(
+            f"the same, interpreted    {plain:>10,.0f} branch-steps/s: 1/{_inverse(plain / raw)}; "
+            f"compiled is {figures['branch_steps_per_s'] / plain:.2f} times as fast"
+        )
     say(
         f"at the pool's limit      {figures['at_pool_limit_branch_steps_per_s']:>10,.0f} branch-steps/s on "
         f"one core, {figures['at_pool_limit_preemptions_per_branch_step']:.2f} preemptions each: "
@@ -338,6 +383,16 @@ def _show(figures: dict[str, Any], say: Say) -> None:
     say(
         f"twice the queries        {queries:>10.2f} x the wall time for {asked:.2f} x the branch-steps; "
         f"goal 2 +- .3: {_word(abs(queries - 2) <= 0.3)}"
+    )
+    both = figures["controllers"]
+    slower = both["branch_steps_ratio"]
+    say(
+        f"learned controller       {slower:>10.2f} x the branch-steps/s of the fixed one, "
+        f"{both['queries_ratio']:.2f} x the queries/s; goal 2/3: {_word(slower >= 2 / 3)}"
+    )
+    say(
+        f"one decision             {both['decision_us']:>10.1f} us, after {both['evidence_us']:.1f} us to sum "
+        f"the votes up; goal 20 us: {_word(both['decision_us'] <= 20)}"
     )
     for name, case in figures["flat_requests"].items():
         goal = case["goal_s"]

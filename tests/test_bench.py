@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+from models.compiled import core
 from tests import bench
 from tests.flat import Flat
 
@@ -15,6 +16,8 @@ TINY = bench.Settings(
     end_to_end=("replications=1", "horizon.warmup=0s", "horizon.measure=10s"),
     limit_repeats=1,
     limit_measure_s=10.0,
+    controller_repeats=1,
+    controller_measure_s=5.0,
     steady_repeats=1,
     steady_measure_s=10.0,
     flat_repeats=1,
@@ -36,9 +39,11 @@ def test_the_bench_writes_every_figure_finite_and_positive(tmp_path: Path) -> No
     for key in KEYS:
         assert math.isfinite(figures[key]) and figures[key] > 0, key
     assert {"python", "simpy", "numpy", "cores"} <= set(figures["context"])
-    assert sum("goal" in line for line in said) == 5
+    assert sum("goal" in line for line in said) == 7
     assert figures["flat_requests"]["few"]["loop_s"] > 0
     assert figures["steady_preemptions"] == 0
+    assert figures["core"] == core()
+    assert all(figures["controllers"][key] > 0 for key in ("branch_steps_ratio", "decision_us"))
 
 
 def test_the_limit_of_the_pool_really_is_one(tmp_path: Path) -> None:
