@@ -9,8 +9,14 @@ from pathlib import Path
 
 import yaml
 
+if __package__ is None:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.hardware import hardware
+
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+PROFILE = ROOT / "docs" / "profile.md"
 ROOMS = ("scenarios", "hw", "models", "sim", "pricing", "dashboards")
 DATA = (".yaml", ".json", ".cu", ".parquet")
 
@@ -57,14 +63,24 @@ def filled(page: str, section: str, text: str, *, fence: bool = True) -> str:
     return new
 
 
+def with_hardware(page: str) -> str:
+    """A page with the table of measured hardware filled in, where it has the place for it."""
+    return (
+        filled(page, "hardware", hardware(), fence=False)
+        if "<!-- hardware: begin" in page
+        else page
+    )
+
+
 def main() -> None:
-    """Fill the tree, and the report from the file that is named."""
+    """Fill the tree and the hardware, and the report from the file that is named."""
     readme = filled(README.read_text(encoding="utf-8"), "tree", tree())
     if len(sys.argv) > 1:
         report = Path(sys.argv[1]).read_text(encoding="utf-8")
         lines = "\n".join(line.rstrip() for line in report.splitlines())
         readme = filled(readme, "report", lines)
-    README.write_text(readme, encoding="utf-8")
+    README.write_text(with_hardware(readme), encoding="utf-8")
+    PROFILE.write_text(with_hardware(PROFILE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

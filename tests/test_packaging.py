@@ -19,7 +19,10 @@ from typing import Any
 import pytest
 
 import treeline
+from hw.profile import make_profile, save
+from hw.shipped import default_profile
 from tests import readme
+from tests.hardware import hardware
 
 MADE = {"test", "dashboard", "e2e"}  # the extras that make installs
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,3 +158,57 @@ def test_every_file_of_the_rooms_begins_with_its_idea() -> None:
     for room in readme.ROOMS:
         for path in (ROOT / room).rglob("*.py"):
             assert readme.first_line(path), f"{path.relative_to(ROOT)} has no docstring"
+
+
+def test_the_table_of_hardware_is_fresh_wherever_it_is_quoted() -> None:
+    for page in (readme.README, readme.PROFILE):
+        text = page.read_text(encoding="utf-8")
+        assert readme.with_hardware(text) == text, "run `python tests/readme.py`"
+    assert "<!-- hardware: begin" in readme.PROFILE.read_text(encoding="utf-8")
+
+
+def test_a_profile_that_we_measured_becomes_lines_of_the_table_with_its_benchmark(
+    tmp_path: Path,
+) -> None:
+    before = hardware()
+    assert "No profile of our own on a GPU ships yet" in before
+    assert "| h200-sxm-141gb-aiconfigurator | imported | 37," in before
+    step = {
+        "op": "decode_step",
+        "calls": 32,
+        "status": "ok",
+        "frac_floor": 0.7,
+        "B": 64,
+        "P": 8192,
+        "t_us_median": 6200.0,
+        "floor_us": 4340.0,
+    }
+    more = step | {"op": "expansion", "B": 256, "t_us_median": 20_000.0, "floor_us": 10_000.0}
+    roofs = {"copy_bytes_per_s": 4.31e12, "read_bytes_per_s": 4.45e12, "gemm_flops_bf16": 7.88e14}
+    profile = make_profile("h200-sxm-141gb", "measured", "measured on NVIDIA H200, 2026-12-01", [step, more],
+                           ceilings=roofs, meta={"error": "median 2.1 %, p90 7.0 %"})  # fmt: skip
+    save(profile, tmp_path / "h200-sxm-141gb")
+    (tmp_path / "h200-sxm-141gb-kernels.json").write_text('{"goals": ["met    B=64: 48.0 us"]}')
+    lines = hardware(tmp_path).splitlines()
+    assert lines[2] == (
+        "| h200-sxm-141gb | measured | 2 | 4.31 TB/s | 4.45 TB/s | 788 TFLOP/s | median 2.1 %, p90 7.0 % |"
+    )
+    assert "measured on NVIDIA H200, 2026-12-01 (`h200-sxm-141gb`):" in lines
+    assert "| a decode step | 6.2 ms (70% of its floor's speed) |  |" in lines
+    assert "| an expansion |  | 20 ms (50% of its floor's speed) |" in lines
+    assert "met    B=64: 48.0 us" in lines
+    assert "No profile" not in "\n".join(lines)
+
+
+def test_our_own_measurement_is_a_devices_default_as_soon_as_it_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hw.shipped.FOLDER", tmp_path)
+    found = []
+    for name in ("h200-sxm-141gb-aiconfigurator", "h200-sxm-141gb"):
+        (tmp_path / f"{name}.parquet").touch()
+        found.append(default_profile("h200-sxm-141gb"))
+    assert [path.name for path in found if path] == [
+        "h200-sxm-141gb-aiconfigurator",
+        "h200-sxm-141gb",
+    ]
