@@ -1,11 +1,10 @@
-"""How far the steady state is from measured serving points: constants, errors by group, bands that hold."""
+"""How far the steady state is from measured serving points: constants of engines, errors by group."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,7 @@ from sim.steady import Terms, calibrate, tpot, ttft
 
 Key = tuple[str, str, bool, str]
 """(load test, engine, mixture of experts, model): what has constants of its own; model "" stands for any other."""
-NOMINAL = 0.90
-AIM = (0.80, 0.95)  # the coverage that a nominal band should have
 _FIRST_LINE = "# Constants of engines under load tests, calibrated on public serving points (sim/steady.py says what they mean)."
-_LEAN = 5.0  # points that a group's spread leans on all points with
-_LEAST_ERROR = 0.02  # in log scale: no point is known better
 
 # What to expect of engines before any calibration, where it is not Terms(). Answers of one length that started
 # together end together, so that about three prompts come back at a time. SGLang prefills before it decodes: such
@@ -46,35 +41,6 @@ class Errors:
     mean: float  # of the absolute error
     p90: float  # of the absolute error
     signed: float  # median
-
-
-@dataclass(frozen=True, slots=True)
-class Bands:
-    """Bands of TPOT around predictions with expected constants, learned on one half of the models.
-
-    `coverage` is the share of the other half's points inside; `width` the median of half a band's width over
-    its prediction.
-    """
-
-    learned_on: tuple[str, ...]
-    coverage: float
-    width: float
-    points: int
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """Bands over every split of the models into halves: their mean coverage, its deviation, and widths.
-
-    `aimed` is the share of splits whose coverage lies in AIM.
-    """
-
-    splits: int
-    coverage: float
-    deviation: float
-    aimed: float
-    width: float
-    width_p90: float
 
 
 def expected(item: Modelled) -> Terms:
@@ -186,108 +152,41 @@ def kind_of(item: Modelled) -> str:
     return "mixture" if item.experts else "dense"
 
 
+def load_of(item: Modelled) -> str:
+    """What was measured: a load measured twice, or with two versions of an engine, counts as one."""
+    return repr(replace(item.point, ttft_s=0.0, tpot_s=0.0, version=""))
+
+
 def other_half(
     found: Sequence[Modelled], unit: Callable[[Modelled], str] = model_of
 ) -> tuple[Floats, Floats]:
-    """Errors of TPOT and TTFT where each half of the units (models, loads) is predicted with the other's constants."""
-    rates, firsts = np.empty(len(found)), np.empty(len(found))
-    for learned, judged in _halves(found, unit, kind_of):
+    """Errors of TPOT and TTFT where each half of the units (models, loads) is predicted with the other's constants.
+
+    Where there is no other half the constants are the expected ones.
+    """
+    rates, firsts = errors(found, expected)
+    for learned, judged in halves(found, unit, kind_of):
         constants = calibrated([found[i] for i in learned])
         items = [found[i] for i in judged]
         rates[judged], firsts[judged] = errors(items, partial(terms_of, constants=constants))
     return rates, firsts
 
 
-def bands(found: Sequence[Modelled]) -> tuple[Bands, ...]:
-    """Bands learned on each half of the models, judged on the other; the halves are every second model by name."""
-    made = (
-        _judged(found, learned, judged) for learned, judged in _halves(found, model_of, kind_of)
-    )
-    return tuple(made)
-
-
-def survey(found: Sequence[Modelled]) -> Survey | None:
-    """Bands learned on every half of the models there is, each judged on the rest; None for one model."""
-    names = sorted({model_of(item) for item in found})
-    sizes = {len(names) // 2, (len(names) + 1) // 2} - {0, len(names)}
-    halves = [set(half) for size in sorted(sizes) for half in combinations(names, size)]
-    made = [
-        _judged(found, *_split(found, lambda item, half=half: model_of(item) in half))  # type: ignore[misc]
-        for half in halves
-    ]
-    if not made:
-        return None
-    coverage, width = (
-        np.array([getattr(half, name) for half in made]) for name in ("coverage", "width")
-    )
-    aims = (coverage >= AIM[0]) & (coverage <= AIM[1])
-    return Survey(len(made), float(coverage.mean()), float(coverage.std()), float(aims.mean()),
-                  float(width.mean()), float(np.quantile(width, 0.9)))  # fmt: skip
-
-
-def _judged(found: Sequence[Modelled], learned: list[int], judged: list[int]) -> Bands:
-    train, test = ([found[i] for i in at] for at in (learned, judged))
-    half = _half_widths(train, test)
-    inside = np.abs([_miss(item) for item in test]) <= half
-    names = tuple(sorted({model_of(item) for item in train}))
-    return Bands(names, float(inside.mean()), float(np.median(np.sinh(half))), len(judged))
-
-
-def _half_widths(train: Sequence[Modelled], test: Sequence[Modelled]) -> Floats:
-    """Half of each band in log scale: a group's spread times the quantile of misses over their group's spread.
-
-    The spread of a group (experts or not, prompts repeated or not) leans on that of all where it has few points.
-    """
-    groups = [_group(item) for item in train]
-    miss = np.abs([_miss(item) for item in train])
-    size = np.log(miss + _LEAST_ERROR)
-    spread = {
-        group: float(np.exp((size[at].sum() + _LEAN * size.mean()) / (at.sum() + _LEAN)))
-        for group, at in ((group, np.array([g == group for g in groups])) for group in set(groups))
-    }
-    scaled = miss / [spread[group] for group in groups]
-    order = np.argsort(scaled)
-    share = np.cumsum(_equal_models(train)[order])
-    widest = scaled[order][min(int(np.searchsorted(share, NOMINAL)), len(order) - 1)]
-    return np.array(
-        [widest * spread.get(_group(item), float(np.exp(size.mean()))) for item in test]
-    )
-
-
-def _group(item: Modelled) -> tuple[bool, bool]:
-    return item.experts, item.point.harness == REPEATED
-
-
-def _miss(item: Modelled) -> float:
-    return float(np.log(item.point.tpot_s / tpot(item.parts, expected(item))))
-
-
-def _equal_models(found: Sequence[Modelled]) -> Floats:
-    """Weights that sum to one in which every model counts the same."""
-    names = [item.point.model for item in found]
-    count = {name: names.count(name) for name in set(names)}
-    return np.array([1 / count[name] / len(count) for name in names])
-
-
-def load_of(item: Modelled) -> str:
-    """What was measured: a load measured twice counts as one."""
-    return repr(replace(item.point, ttft_s=0.0, tpot_s=0.0))
-
-
-def _halves(
+def halves(
     found: Sequence[Modelled], unit: Callable[[Modelled], str], within: Callable[[Modelled], str]
 ) -> Iterable[tuple[list[int], list[int]]]:
     """(learn on, judge on), twice: every second unit by name, in each group of `within` apart."""
     first: set[str] = set()
     for group in sorted({within(item) for item in found}):
         first |= set(sorted({unit(item) for item in found if within(item) == group})[::2])
-    ours, theirs = _split(found, lambda item: unit(item) in first)
+    ours, theirs = split(found, lambda item: unit(item) in first)
     return ((ours, theirs), (theirs, ours)) if ours and theirs else ()
 
 
-def _split(
+def split(
     found: Sequence[Modelled], mine: Callable[[Modelled], bool]
 ) -> tuple[list[int], list[int]]:
+    """The places of points that are `mine`, and of the others."""
     marks = [mine(item) for item in found]
     return [i for i, m in enumerate(marks) if m], [i for i, m in enumerate(marks) if not m]
 

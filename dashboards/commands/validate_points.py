@@ -15,12 +15,7 @@ from dashboards.terminal import Tell, plain
 from scenarios.errors import UserError
 from sim.points import Modelled, Unmodelled, is_points, modelled, read_points
 from sim.points_accuracy import (
-    AIM,
-    NOMINAL,
-    Bands,
     Errors,
-    Survey,
-    bands,
     errors,
     expected,
     groups,
@@ -29,9 +24,9 @@ from sim.points_accuracy import (
     other_half,
     shipped,
     summary,
-    survey,
     terms_of,
 )
+from sim.points_bands import AIM, NOMINAL, Bands, Survey, bands, survey
 from sim.points_played import playable, played_errors
 from sim.renewal import Floats
 

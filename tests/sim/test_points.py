@@ -23,9 +23,6 @@ from sim.points import (
     read_points,
 )
 from sim.points_accuracy import (
-    AIM,
-    NOMINAL,
-    bands,
     calibrated,
     errors,
     expected,
@@ -34,10 +31,10 @@ from sim.points_accuracy import (
     other_half,
     shipped,
     summary,
-    survey,
     terms_of,
     to_yaml,
 )
+from sim.points_bands import AIM, NOMINAL, bands, survey
 from sim.points_played import playable, played_errors
 from sim.steady import Load, Terms, parts, tpot
 from tests.data import DATA, needs
@@ -215,6 +212,15 @@ def test_bands_of_exchangeable_models_cover_what_they_promise() -> None:
     assert every.coverage == pytest.approx(NOMINAL, abs=0.02)
     assert every.width == pytest.approx(1.645 * 0.1, rel=0.1)  # the normal quantile
     assert survey(made_up(models=1, each=5, spread=0.1)) is None
+    many = survey(made_up(models=14, each=5, spread=0.1))
+    assert many is not None
+    assert many.splits == 500  # drawn: there are 3,432
+
+
+def test_one_model_alone_is_judged_with_the_expected_constants() -> None:
+    alone = made_up(models=1, each=4, spread=0.1)
+    for ours, theirs in zip(other_half(alone), errors(alone, expected), strict=True):
+        assert ours.tolist() == theirs.tolist()
 
 
 def test_a_model_has_constants_of_its_own_only_beside_others() -> None:
