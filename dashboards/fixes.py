@@ -19,10 +19,12 @@ from scenarios.loader import Loaded, loads
 from scenarios.schema import Scenario, Search
 from sim.bound import Binding, demand
 from sim.metrics import answered, span_s
-from sim.records import Result, measured, select, size
+from sim.records import Result, Table, measured, select, size
 from sim.resolve import Resolved, ResolvedPool, resolve
 from sim.settle import Settled, settle
 
+_ENOUGH = 100_000  # queries whose means stand for those of a longer run
+_ASKED = ("measured", "status", "tier", "input_tokens", "output_tokens", "scores")
 EDGE = 0.10  # how near an objective an estimate says nothing: played what-ifs were at most 9 % off
 
 
@@ -141,7 +143,11 @@ def fixes(base: Resolved, text: str, result: Result, summary: Mapping[str, Any])
     """Every candidate that the catalogue and the cost model can answer; `text` is the resolved scenario."""
     bind = Binding(**summary["binding"])
     queue = bind.constraint not in ("none", "step_time")
-    before = _settled(base.scenario, base.scenario, base.policy, result)
+    offered = measured({name: result.queries[name] for name in _ASKED})
+    rate = size(offered) / span_s(result)
+    served = select(offered, answered(offered))
+    served = {name: column[:: 1 + size(served) // _ENOUGH] for name, column in served.items()}
+    before = _settled(base.scenario, base.scenario, base.policy, served, rate)
     found: list[Fix] = []
     for what, settings in changes(base.scenario, summary["tiers"], bind):
         try:
@@ -150,7 +156,7 @@ def fixes(base: Resolved, text: str, result: Result, summary: Mapping[str, Any])
         except UserError:  # no such split of the model, say: then it is no candidate
             continue
         scenario = loaded.scenario
-        after = _settled(base.scenario, scenario, policy, result)
+        after = _settled(base.scenario, scenario, policy, served, rate)
         told = (
             scenario.fleet[policy.name] != base.policy.pool or scenario.tiers != base.scenario.tiers
         )
@@ -175,17 +181,16 @@ def _policy(base: Resolved, loaded: Loaded) -> ResolvedPool:
     return replace(was, pool=now, settings=settings)
 
 
-def _settled(asked: Scenario, changed: Scenario, pool: ResolvedPool, result: Result) -> Settled:
-    """The policy pool of a changed scenario under the queries that the run was asked."""
-    offered = measured(result.queries)
-    served = select(offered, answered(offered))
+def _settled(
+    asked: Scenario, changed: Scenario, pool: ResolvedPool, served: Table, rate: float
+) -> Settled:
+    """The policy pool of a changed scenario under `rate` a second of the queries that a run served."""
     tokens = served["output_tokens"].astype(np.float64)
     for name, tier in changed.tiers.items():
         if tier.search != asked.tiers[name].search:
             tokens[served["tier"] == name] *= _branches(tier.search) / _branches(
                 asked.tiers[name].search
             )
-    rate = size(offered) / span_s(result)
     need = demand({**served, "output_tokens": tokens}, changed, pool.pool, rate)
     return settle(
         need,

@@ -6,13 +6,16 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import streamlit as st
 
 from dashboards import data, words
+from pricing.contract import Priced, price
 from scenarios.errors import UserError
+from scenarios.loader import loads
 
+Kept = TypeVar("Kept")
 _SLASH: Final = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>()#+-.!|$~:&"})
 _SHIPPED: Final = Path(__file__).resolve().parent.parent / "scenarios"
 
@@ -103,6 +106,35 @@ def essence(folder: Path, name: str, *, load: bool = True) -> str:
 @st.cache_data(show_spinner=False, max_entries=500)
 def _essence(folder: str, name: str, load: bool, _stamp: float) -> str:
     return data.essence(data.resolved(Path(folder), name), load)
+
+
+def once(run: data.Run, key: object, make: Callable[[], Kept]) -> Kept:
+    """What `make` makes of a run, made once for all visitors; `key` tells it from what else is made of it."""
+    found: Kept = _once(digest(run), repr(key), make)
+    return found
+
+
+@st.cache_resource(show_spinner=False, max_entries=400)
+def _once(digest: str, key: str, _make: Callable[[], Any]) -> Any:
+    return _make()
+
+
+def digest(run: data.Run) -> str:
+    """What tells a run, with its objectives and prices, from any other: the digests of all its files."""
+    files = run.stored.manifest["files"]
+    return "".join(str(files[name]["sha256"]) for name in sorted(files))
+
+
+def priced(run: data.Run, changes: tuple[str, ...] = ()) -> Priced:
+    """The queries of a run under its prices and overrides of them. Raises UserError."""
+
+    def make() -> Priced:
+        return price(
+            run.stored.result, loads(run.stored.resolved, "resolved.yaml", changes).scenario
+        )
+
+    with st.spinner("Pricing the queries"):
+        return once(run, ("priced", changes), make)
 
 
 def run(title: str = "") -> data.Run:

@@ -108,7 +108,7 @@ def _promises(found: PriceList) -> RenderableType:
             words.usd(item.cost_per_sold(best)),
         )
         if not item.kept:
-            notes.append(_refusal(item))
+            notes.append(refusal(item))
     return Group(table, lines([*notes, _LEGEND]))
 
 
@@ -118,7 +118,8 @@ _LEGEND = (
 )
 
 
-def _refusal(item: Judged) -> str:
+def refusal(item: Judged) -> str:
+    """Why a promise is refused, what its sale would do, and the sample that it would take."""
     where = f"{words.name(item.tier)}, {words.name(item.query_class)}"
     text = f"{where}: {words.share(item.promise)} is refused: {item.reason}."
     if item.as_sold is not None:

@@ -19,6 +19,11 @@ BANDS: Final = ("hardest quarter", "hard", "easy", "easiest quarter")  # by late
 NEVER: Final = "never answered"
 
 
+# What a split looks at, so that nothing else of a long run is copied group by group.
+_USED = ("replication", "measured", "arrival_s", "tier", "class", "status", "correct", "accepted", "difficulty",
+         "cost_usd", "charge_usd", "refund_usd", "credit_usd")  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """One group of measured queries, USD: what it used, its share of idle time, what it paid.
@@ -78,7 +83,8 @@ def breakdowns(priced: Priced) -> tuple[Breakdown, ...]:
 
 def breakdown(priced: Priced, by: str) -> Breakdown:
     """The measured queries split by one of `LABELS`; a group without a query does not appear."""
-    table, overhead = measured(priced.result.queries), priced.bill.overhead
+    queries, overhead = priced.result.queries, priced.bill.overhead
+    table = measured({name: queries[name] for name in _USED})
     label = LABELS[by]
     groups = split(table, label(table), overhead)
     whole = estimate(lambda rows: cross_subsidy(rows, label(rows), overhead), table)

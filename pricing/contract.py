@@ -15,6 +15,11 @@ from sim.estimate import Estimate, Floats, estimate, mean
 from sim.metrics import answered, latencies, loosest
 from sim.records import Result, Table, measured, select, size
 
+# What a price looks at, so that nothing else of a long run is copied tier by tier.
+_USED = ("replication", "measured", "arrival_s", "tier", "status", "input_tokens", "output_tokens",
+         "trajectories", "correct", "confidence", "accepted", "first_token_s", "first_answer_token_s",
+         "finish_s")  # fmt: skip
+_SPENT = ("replication", "arrival_s", "cost_usd", "charge_usd", "refund_usd", "credit_usd")
 _MILLION = 1e6  # tokens of a price per million
 _WINDOW_S = 60.0  # in which a committed rate is used or lost
 _HOUR = 3600.0  # s
@@ -71,11 +76,12 @@ def price(
     queries = {**result.queries, "cost_usd": cost}
     for column in ("charge_usd", "refund_usd", "credit_usd"):
         queries[column] = np.full(cost.shape, np.nan)
+    used = {name: queries[name] for name in _USED}
     for name, tier in scenario.tiers.items():
         rows = queries["tier"] == name
         if tier.price is None:
             continue
-        mine = select(queries, rows)
+        mine = select(used, rows)
         charge, *back = charges(mine, tier, tier.price)
         if tier.price.committed is not None:
             charge = charge + commitment_fees(mine, result.pools, tier.price.committed.fee)
@@ -83,7 +89,7 @@ def price(
         for column, values in zip(("charge_usd", "refund_usd", "credit_usd"), owed, strict=True):
             queries[column][rows] = values
     priced = replace(result, queries=queries)
-    mine = measured(queries)
+    mine = measured({**used, **{name: queries[name] for name in _SPENT}})
     tiers = tuple(
         _tier(name, select(mine, mine["tier"] == name), tier, bill.overhead)
         for name, tier in scenario.tiers.items()
@@ -203,6 +209,7 @@ def miscalibration_loss(
 
 def _tier(name: str, table: Table, tier: Tier, overhead: float) -> TierMoney:
     got, n = answered(table), size(table)
+    spent = {column: table[column] for column in _SPENT}
     cost = float(table["cost_usd"].sum())
     charge, refund, credit = (
         float(table[column].sum()) if tier.price else math.nan
@@ -220,9 +227,9 @@ def _tier(name: str, table: Table, tier: Tier, overhead: float) -> TierMoney:
         credit_usd=credit,
         cost_usd=cost,
         idle_usd=loaded - cost,
-        cost_per_query=estimate(lambda rows: mean(rows["cost_usd"]) * overhead, table),
+        cost_per_query=estimate(lambda rows: mean(rows["cost_usd"]) * overhead, spent),
         cost_per_correct=loaded / right if right else math.nan,
-        margin_per_query=estimate(lambda rows: _margin(rows, overhead), table),
+        margin_per_query=estimate(lambda rows: _margin(rows, overhead), spent),
         margin_claimed=_claimed(table, tier, charge - credit - loaded),
         break_even=_factor(loaded, kept_usd),
     )

@@ -93,10 +93,12 @@ def price_queries(
         name: math.nan if rate is None else rate / _HOUR for name, rate in pool_rates.items()
     }
     cost = np.zeros(size(queries))
+    names = ("replication", "policy_pool", "policy_gpu_seconds", "verifier_gpu_seconds")
+    asked = {name: queries[name] for name in names}
     for replication in np.unique(pools["replication"]):
-        mine = queries["replication"] == replication
+        mine = asked["replication"] == replication
         rows = select(pools, pools["replication"] == replication)
-        cost[mine] = _replication(select(queries, mine), rows, usd_per_s)
+        cost[mine] = _replication(select(asked, mine), rows, usd_per_s)
     bill = _bill(pools, usd_per_s)
     if not math.isnan(bill.total_usd):
         _conserved("USD", float(cost.sum()), bill.idle_usd, bill.total_usd)

@@ -30,7 +30,9 @@ def main() -> None:
             else "every query gets what its tier's search says."
         )
     )
-    _stopped(run)
+    st.subheader("Where queries stopped")
+    names = [str(tier["tier"]) for tier in run.summary["tiers"]]
+    st.altair_chart(page.once(run, "stopped", lambda: charts.thought(_stopped(run, names), names)))
     found = _evaluation(_EVALUATION)
     if found is None:
         st.info("Judge the controller that ships: treeline controller")
@@ -72,9 +74,9 @@ def main() -> None:
     )
 
 
-def _stopped(run: data.Run) -> None:
+def _stopped(run: data.Run, names: list[str]) -> list[dict[str, Any]]:
+    """Shares of each tier's queries by the trajectories they grew."""
     table = measured(run.stored.result.queries)
-    names = [str(tier["tier"]) for tier in run.summary["tiers"]]
     rows: list[dict[str, Any]] = []
     for tier in names:
         mine = select(table, table["tier"] == tier)
@@ -89,8 +91,7 @@ def _stopped(run: data.Run) -> None:
             }
             for i in sorted(order.tolist())
         ]
-    st.subheader("Where queries stopped")
-    st.altair_chart(charts.thought(rows, names))
+    return rows
 
 
 @st.cache_resource(show_spinner=False)

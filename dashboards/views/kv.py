@@ -32,23 +32,30 @@ def main() -> None:
         "Means over replicas in the measured time, the warm-up left out; the fullest is one replica at its "
         "worst moment."
     )
-    for line in (_in_words(pool), *_fills(run, tiers, pool)):
+    lines = page.once(run, ("fills", name), lambda: [_in_words(pool), *_fills(run, tiers, pool)])
+    for line in lines:
         st.markdown(f"- {plain(line)}")
     st.subheader("Occupancy")
-    st.altair_chart(charts.kv_over_time(result.timeline, name))
+    st.altair_chart(
+        page.once(run, ("kv", name), lambda: charts.kv_over_time(result.timeline, name))
+    )
     st.caption(
         "Pinned: a running branch reads it. Cached: kept for reuse, taken when somebody needs the "
         "place. Without sharing: what the same branches would hold if each had a copy of its path."
     )
     st.subheader("Load")
-    st.altair_chart(charts.load_over_time(result.timeline, name))
+    st.altair_chart(
+        page.once(run, ("load", name), lambda: charts.load_over_time(result.timeline, name))
+    )
     if pool.role == "policy":
         st.subheader("Whose pages")
-        st.altair_chart(charts.pages_by_tier(result.queries, tiers))
+        st.altair_chart(
+            page.once(run, "pages", lambda: charts.pages_by_tier(result.queries, tiers))
+        )
         st.caption(
             "Every query in flight counts with its own peak: who needs the memory, not when."
         )
-        st.dataframe(_by_tier(run, tiers), hide_index=True)
+        st.dataframe(page.once(run, "pages by tier", lambda: _by_tier(run, tiers)), hide_index=True)
 
 
 def _in_words(pool: PoolMetrics) -> str:

@@ -21,14 +21,16 @@ def main() -> None:
     queries = run.stored.result.queries
     _objectives(tiers)
     st.subheader("How many are answered within a time")
-    st.altair_chart(charts.latency_cdf(queries, tiers))
+    st.altair_chart(
+        page.once(run, ("cdf", tier, "e2e"), lambda: charts.latency_cdf(queries, tiers))
+    )
     st.caption("A diamond is an objective: the line has to pass above and left of it.")
     st.subheader("Where the time goes")
-    st.altair_chart(charts.where_time_goes(queries, names))
-    for line in _in_words(run, names):
+    st.altair_chart(page.once(run, ("time", tier), lambda: charts.where_time_goes(queries, names)))
+    for line in page.once(run, ("time in words", tier), lambda: _in_words(run, names)):
         st.markdown(f"- {plain(line)}")
     st.subheader("By time of arrival")
-    st.altair_chart(charts.over_time(queries, names))
+    st.altair_chart(page.once(run, ("over", tier), lambda: charts.over_time(queries, names)))
 
 
 def _objectives(tiers: list[dict[str, Any]]) -> None:

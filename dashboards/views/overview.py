@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped]
@@ -12,7 +13,6 @@ from dashboards.page import number, plain
 from dashboards.verdict import on_paper
 from sim.bound import Bound
 from sim.metrics import pool_table
-from sim.records import measured, size
 
 _FIRST = ("e2e", "ttfat", "ttft")  # what objectives are mostly about comes first
 
@@ -38,7 +38,13 @@ def _show(run: data.Run) -> None:
     with left:
         st.subheader("Who waits how long")
         for metric, tab in zip(_FIRST, st.tabs([m.upper() for m in _FIRST]), strict=True):
-            tab.altair_chart(charts.latency_cdf(queries, tiers, metric))
+            tab.altair_chart(
+                page.once(
+                    run,
+                    ("cdf", "all tiers", metric),
+                    partial(charts.latency_cdf, queries, tiers, metric),
+                )
+            )
         st.caption(
             "Dashed lines are objectives: one that holds ends in a circle, a MISSED one in a cross."
         )
@@ -49,7 +55,8 @@ def _show(run: data.Run) -> None:
             "Below the dashed diagonal, answers claim more than they hold. The larger a mark, the more answers it stands for."
         )
     st.subheader("Quality by latency")
-    st.altair_chart(charts.joint(queries, [tier["tier"] for tier in tiers]))
+    names = [str(tier["tier"]) for tier in tiers]
+    st.altair_chart(page.once(run, ("joint", "all tiers"), lambda: charts.joint(queries, names)))
     st.caption("Numbers in the cells: queries. Cells of few queries say little.")
     _kv(run)
     _money(run)
@@ -71,7 +78,7 @@ def _head(run: data.Run) -> None:
     lines += [f"**On paper:** {plain(on_paper(Bound(**row)))}" for row in summary["bounds"]]
     st.markdown("  \n".join(lines))
     span = float(result.pools["span_s"].max(initial=0.0))
-    n = size(measured(result.queries))
+    n = int(result.queries["measured"].sum())
     run_of = f"{summary['replications']} x {words.seconds(span)} measured, {n:,} queries"
     notes = [f"seed {result.seed}, {run_of}"]
     kinds = {str(kind) for kind in result.pools["cost_source_kind"]}
@@ -164,7 +171,9 @@ def _kv(run: data.Run) -> None:
     pools = pool_table(run.stored.result)
     for tab, pool in zip(st.tabs([plain(p.pool) for p in pools]), pools, strict=True):
         with tab:
-            st.altair_chart(charts.kv_over_time(run.stored.result.timeline, pool.pool))
+            timeline = run.stored.result.timeline
+            drawn = partial(charts.kv_over_time, timeline, pool.pool)
+            st.altair_chart(page.once(run, ("kv", pool.pool), drawn))
             st.caption(
                 f"{pool.replicas} x {plain(pool.device)}, busy {words.share(pool.utilisation)}, preempted "
                 f"{pool.num_preemptions:,} times. {pool.pages_total:,} pages a replica: running branches "

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
 
-from dashboards import charts, data, page, words
+from dashboards import charts, data, page, promised, words
 from dashboards.page import dollars, plain
 from pricing.breakdown import LABELS, Breakdown, breakdown
 from pricing.contract import Priced, price
 from pricing.liability import reserve
+from pricing.promises import Judged, certified_only
 from scenarios.errors import ScenarioError, UserError
 from scenarios.loader import loads
 from scenarios.schema import Scenario
@@ -43,9 +45,7 @@ def main() -> None:
     try:
         changes = tuple(_changes(menu, edited) + rate)
         scenario = loads(run.stored.resolved, "resolved.yaml", changes).scenario
-        digest = str(run.stored.manifest["files"]["queries.parquet"]["sha256"])
-        before = _priced(run, digest, run.stored.resolved, ())
-        now = _priced(run, digest, run.stored.resolved, changes)
+        before, now = page.priced(run), page.priced(run, changes)
     except ScenarioError as error:
         st.error(plain(error.problems[0].message))
         return
@@ -63,28 +63,62 @@ def main() -> None:
     with right:
         st.subheader("Who pays for whom")
         by = page.choose("By", "by", list(LABELS), "difficulty")
-        found = _split(now, digest, run.stored.resolved, changes, by)
+        found = page.once(run, ("split", changes, by), lambda: breakdown(now, by))
         st.altair_chart(charts.transfers(found.groups))
         if not math.isnan(found.cross_subsidy.value):
+            st.markdown(plain(_whom(found)))
             st.caption(
                 f"{words.share_interval(found.cross_subsidy)} of the revenue moves between these "
                 "groups: with a price of their own, some would pay less and others more."
             )
     st.dataframe([_group(group) for group in found.groups], hide_index=True)
+    found_promises = promised.show(run, names, tuple(rate))
+    if any(not item.kept for item in found_promises):
+        only = page.once(
+            run, ("certified", changes), lambda: _certified(now, scenario, found_promises)
+        )
+        as_sold = sum(tier.margin_usd for tier in now.tiers)
+        st.markdown(
+            plain(
+                f"If only promises that hold were sold, all tiers together would earn {words.usd(only)}, "
+                f"not {words.usd(as_sold)}."
+            )
+        )
     _liability(now, scenario)
 
 
-@st.cache_resource(show_spinner="Pricing the queries", max_entries=12)
-def _priced(_run: data.Run, digest: str, resolved: str, changes: tuple[str, ...]) -> Priced:
-    scenario = loads(resolved, "resolved.yaml", changes).scenario
-    return price(_run.stored.result, scenario)
+def _whom(found: Breakdown) -> str:
+    """Who is paid for and who pays, as a sentence."""
+    sides = [
+        [
+            (abs(group.transfer_usd), group)
+            for group in found.groups
+            if group.transfer_usd * sign > 0
+        ]
+        for sign in (-1, 1)
+    ]
+    if not all(sides):
+        return "Nobody pays for anybody."
+    taken, given = (
+        words.sentence_of(
+            [
+                f"{words.name(group.label)} ({words.usd(usd)})"
+                for usd, group in sorted(side, key=_first)
+            ]
+        )
+        for side in sides
+    )
+    return f"Paid for by others: {taken}. Pay for them: {given}."
 
 
-@st.cache_resource(show_spinner="Splitting the bill", max_entries=48)
-def _split(
-    _now: Priced, digest: str, resolved: str, changes: tuple[str, ...], by: str
-) -> Breakdown:
-    return breakdown(_now, by)
+def _first(side: tuple[float, Any]) -> float:
+    return -side[0]
+
+
+def _certified(now: Priced, scenario: Scenario, promises: tuple[Judged, ...]) -> float:
+    """What all tiers earn if only promises that may be sold are sold, USD."""
+    kept = replace(now.result, queries=certified_only(now, promises))
+    return sum(tier.margin_usd for tier in price(kept, scenario).tiers)
 
 
 def _menu(scenario: Scenario) -> list[dict[str, Any]]:
@@ -177,12 +211,12 @@ def _group(group: Any) -> dict[str, Any]:
 
 
 def _liability(now: Priced, scenario: Scenario) -> None:
-    promised = [
+    refunding = [
         tier
         for tier in now.tiers
         if (asked := scenario.tiers[tier.tier].price) is not None and asked.refund > 0 and tier.sold
     ]
-    if not promised:
+    if not refunding:
         return
     st.subheader("What wrong answers can cost")
     rho = st.select_slider(
@@ -190,7 +224,7 @@ def _liability(now: Priced, scenario: Scenario) -> None:
     )
     queries = now.result.queries
     rows = []
-    for tier in promised:
+    for tier in refunding:
         mine = (queries["tier"] == tier.tier) & queries["measured"] & (queries["charge_usd"] > 0)
         wrong = float((~queries["correct"][mine]).mean())
         refund = tier.refund_usd / max(1, int((queries["refund_usd"][mine] > 0).sum()))

@@ -25,7 +25,7 @@ def main() -> None:
     """Choose a query of the run and show its search."""
     run = page.run("One query")
     tier = page.tier(run)
-    found = _candidates(run, tier)
+    found = page.once(run, ("candidates", tier), lambda: _candidates(run, tier))
     if not found:
         st.info("This tier has no answered query.")
         return
