@@ -92,7 +92,7 @@ def validate_points(
     found, left = modelled(read_points(path), tell)
     batch = playable(found)
     if not found:
-        reasons = sorted({item.reason for item in left})
+        reasons = sorted({item.reason.rstrip(".") for item in left})
         raise UserError(f"{path}: no point can be modelled: {'; '.join(reasons)}.")
     ways = {
         _SHIPPED: errors(found, partial(terms_of, constants=shipped())),
@@ -156,7 +156,9 @@ def picture(report: PointsReport) -> RenderableType:
     best = report.ways[_SHIPPED]
     parts += [_groups(name, groups(report.found, by, best)) for name, by in _BY.items()]
     models = groups(report.found, _BY["model"], report.ways[_EXPECTED])
-    parts += [_groups("model, expected constants", models)]
+    parts += [_groups("model, expected", models)]
+    if not any(report.bands.values()):
+        return Group(*parts, Text("Bands are learned on half of the models: one model has none."))
     parts += [Text(""), _bands(report), *_surveys(report)]
     return Group(*parts)
 

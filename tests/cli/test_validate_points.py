@@ -34,6 +34,18 @@ def test_points_are_reported_by_group_with_what_is_not_covered(tmp_path: Path) -
     assert document["errors"]["expected"]["dense"]["tpot"]["median"] < 0.25
 
 
+def test_one_model_has_no_bands_and_none_that_is_known_is_refused(tmp_path: Path) -> None:
+    head, first, _ = (HEAD + ROWS).splitlines()
+    (tmp_path / "points.csv").write_text(f"{head}\n{first}\n")
+    assert "one model has none" in treeline_(str(tmp_path), "-q").stdout
+    (tmp_path / "points.csv").write_text(
+        f"{head}\n{first.replace('Meta-Llama-3.1-8B', 'Nobody-1B')}\n"
+    )
+    said = treeline_(str(tmp_path), "-q")
+    assert said.exit_code == 2
+    assert "no point can be modelled: unknown model `nobody-1b`" in said.stderr.replace("\n", " ")
+
+
 def test_options_of_runs_are_refused_for_points(tmp_path: Path) -> None:
     (tmp_path / "points.csv").write_text(HEAD + ROWS)
     said = treeline_(str(tmp_path), "--device", "h200-sxm-141gb")
