@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, sqrt
 from operator import attrgetter
 from typing import Literal, Protocol
 
+from models.attention_grid import Lines
 from sim.kv import Fork, KvNode, Query, Reclaim, Sharing
 
 
@@ -23,6 +25,8 @@ class Cost(Protocol):
     @property
     def timed(self) -> bool: ...
     def context_s(self, c: int) -> float: ...
+    @property
+    def lines(self) -> Callable[[int, int], Lines] | None: ...
     def reading(self, b: int, c: int, read: float) -> tuple[float, float, float]: ...
     def alpha(self, b: int, mixed: bool) -> float: ...
 

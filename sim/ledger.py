@@ -13,6 +13,7 @@ from collections.abc import Hashable, Sequence
 from operator import attrgetter
 from typing import Any
 
+from models.attention_grid import Lines
 from sim.branch import Cohort, Cost, Fill, Settings, Stretch
 from sim.kv import DECODING, DONE, FILLING, WAITING, KvNode, PageTree, Query
 
@@ -37,6 +38,7 @@ class Ledger:
         self._kv_s = cost.kv_s
         self._decode_s: dict[int, float] = {}  # base_s(b, 0) by b
         self._context_s: dict[int, float] = {}  # of a context token, by the chunk's tokens
+        self._lines: dict[int, Lines] = {}  # of reading KV, by decoders alone
         self.tick = 0
         self.fill: Fill | None = None
         self.decoders = 0

@@ -18,7 +18,7 @@ def timed_reads(batch: Batch, b: int, c: int, ticks: int) -> tuple[float, float,
     """
     cost = batch.cost
     read = batch.read + batch.read_saturated / batch.saturation
-    now, slope, upto = cost.reading(b, c, read)
+    now, slope, upto = _reading(batch, b, c, read)
     share = 0.0
     if batch.naive and b > 1:
         alpha = cost.alpha(b, c > 0)
@@ -37,6 +37,19 @@ def timed_reads(batch: Batch, b: int, c: int, ticks: int) -> tuple[float, float,
     if upto < float("inf"):
         ticks = min(ticks, max(1, ceil((upto - read) / b)))
     return more, drift, ticks
+
+
+def _reading(batch: Batch, b: int, c: int, read: float) -> tuple[float, float, float]:
+    """`Cost.reading`; the pieces of decoders alone are kept, because most ticks ask for those."""
+    if c:
+        return batch.cost.reading(b, c, read)
+    lines = batch._lines.get(b)
+    if lines is None:
+        of = batch.cost.lines
+        if of is None:
+            return batch.cost.reading(b, c, read)
+        lines = batch._lines[b] = of(b, c)
+    return lines.at(read)
 
 
 def _spread(batch: Batch, b: int) -> tuple[int, int, float]:

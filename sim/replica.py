@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import simpy
+from simpy.events import Timeout
 
 from sim.batch import Batch, Stretch
 from sim.kv import DoesNotFitError, KvNode
@@ -25,7 +26,7 @@ class Replica:
 
     __slots__ = (
         "batch", "env", "pool", "index", "searches", "running_s", "pages_s", "pages_max", "_stretch",
-        "_began", "_ends", "_seconds", "_timeout", "_pending", "_acting", "_lag",
+        "_began", "_ends", "_seconds", "_timeout", "_pending", "_acting", "_lag", "_at_start", "_at_end",
     )  # fmt: skip
 
     def __init__(
@@ -53,6 +54,9 @@ class Replica:
         self._pending: list[tuple[int, Callable[..., Any], tuple[Any, ...]]] = []  # (tick, what)
         self._lag = 1 if batch.settings.async_scheduling else 0
         self._acting = False
+        # What its timeouts call, in lists that they share: SimPy only reads them.
+        self._at_start: list[Callable[[simpy.Event], None]] = [self._start]
+        self._at_end: list[Callable[[simpy.Event], None]] = [self._wake]
 
     @property
     def tick_s(self) -> float:
@@ -128,7 +132,7 @@ class Replica:
         """Begin a stretch once everything that happens at this instant has happened."""
         if not self._acting:
             self._acting = True
-            self.env.timeout(0).callbacks.append(self._start)
+            Timeout(self.env, 0).callbacks = self._at_start
 
     def _start(self, _: Any) -> None:
         self._acting = False
@@ -140,8 +144,8 @@ class Replica:
         self._ends = ticks
         self._seconds = seconds
         delay = self._began + seconds - self.env.now
-        timeout = self._timeout = self.env.timeout(delay if delay > 0.0 else 0.0)
-        timeout.callbacks.append(self._wake)
+        timeout = self._timeout = Timeout(self.env, delay if delay > 0.0 else 0.0)
+        timeout.callbacks = self._at_end
 
     def _due(self, tick: int) -> None:
         """Do what acts at `tick` or before."""
