@@ -14,7 +14,6 @@ import streamlit as st  # noqa: E402  # the path comes first
 from dashboards import page  # noqa: E402
 
 VIEWS = {
-    "": (("overview", "Overview", ":material/forest:"),),
     "One run": (
         ("latency", "Latency", ":material/timer:"),
         ("quality", "Quality", ":material/target:"),
@@ -37,15 +36,18 @@ def main() -> None:
     """Lay out the page."""
     st.set_page_config(page_title="Treeline", page_icon="🌲", layout="wide")
     page.desk(sys.argv[1:3])
+    first = HERE / "views" / "overview.py"
     shown = {
         group: [
             st.Page(HERE / "views" / f"{name}.py", title=title, icon=icon, url_path=name)
             for name, title, icon in views
-            if (HERE / "views" / f"{name}.py").is_file()
         ]
         for group, views in VIEWS.items()
     }
-    st.navigation({group: pages for group, pages in shown.items() if pages}).run()
+    # The first page answers at /; whoever has its name in an address finds it there too.
+    named = st.Page(first, title="Overview", url_path="overview", visibility="hidden")
+    home = st.Page(first, title="Overview", icon=":material/forest:", url_path="home", default=True)
+    st.navigation({"": [home, named], **shown}).run()
 
 
 main()

@@ -184,6 +184,10 @@ def test_a_run_that_is_cancelled_leaves_nothing(browser: Any, address: str, runs
 def test_an_address_that_was_sent_opens_the_same_view(browser: Any, address: str) -> None:
     page = visit(browser, f"{address}/latency?run=quickstart&tier=careful")
     assert page.inner_text("h1") == "Latency"
+    for name in ("", "overview"):
+        first = visit(browser, f"{address}/{name}?run=quickstart")
+        assert first.inner_text("h1") == "quickstart"
+        first.context.close()
     boxes = page.locator('[data-testid="stSidebar"] [data-testid="stSelectbox"]')
     chosen = [box.locator("input").input_value() for box in boxes.all()]
     assert chosen == ["quickstart", "careful"]
