@@ -19,6 +19,7 @@ VIEWS = {
         ("quality", "Quality", ":material/target:"),
         ("kv", "KV memory", ":material/memory:"),
         ("controller", "Controller", ":material/psychology:"),
+        ("verifier", "Verifier", ":material/fact_check:"),
         ("pricing", "Pricing", ":material/payments:"),
         ("search", "One query", ":material/account_tree:"),
     ),

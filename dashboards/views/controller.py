@@ -33,25 +33,35 @@ def main() -> None:
     st.subheader("Where queries stopped")
     names = [str(tier["tier"]) for tier in run.summary["tiers"]]
     st.altair_chart(page.once(run, "stopped", lambda: charts.thought(_stopped(run, names), names)))
+    st.subheader("Why they stopped")
+    st.dataframe(page.once(run, "why", lambda: _why(run, names, asked)), hide_index=True)
     found = _evaluation(_EVALUATION)
     if found is None:
         st.info("Judge the controller that ships: treeline controller")
         return
-    st.header("The learned controller")
+    st.header("The learned controller that ships")
     for row in found["equal"]:
         st.markdown(
             f"- At the accuracy of {plain(row['target'])} ({words.share(row['accuracy'])}) it spends "
             f"**{words.share(row['of_it'])}** of its GPU-seconds, and {words.share(row['of_best_fixed'])} "
             "of the best fixed plan's."
         )
-    st.caption(f"{found['questions']:,} held-out questions. GPU-seconds: {plain(found['prices'])}.")
+    st.caption(
+        f"Judged on {found['questions']:,} held-out questions, whatever this run played. GPU-seconds: {plain(found['prices'])}."
+    )
     left, right = st.columns(2)
     with left:
         st.subheader("Cost against accuracy")
         st.altair_chart(charts.cost_accuracy(found))
     with right:
-        st.subheader("What it decides")
+        st.subheader("Decision map")
         st.altair_chart(charts.decisions(found))
+        st.caption(
+            "Trajectories it grows: the harder a question looks the more, the dearer GPU time the fewer."
+        )
+    st.subheader("Regret to the oracle")
+    for line in _regret(found):
+        st.markdown(f"- {plain(line)}")
     st.subheader("By class")
     st.dataframe([_class(row) for row in found["classes"]], hide_index=True)
     st.subheader("Promises")
@@ -72,6 +82,51 @@ def main() -> None:
         ],
         hide_index=True,
     )
+
+
+_ENDS = (
+    ("answered", "done: its search had what it needed"),
+    ("cut", "cut by its budget or deadline, answered with what it had"),
+    ("refused", "refused: longer than the memory"),
+    ("unfinished", "unfinished when the simulation ended"),
+)
+
+
+def _why(run: data.Run, names: list[str], controller: str) -> list[dict[str, Any]]:
+    """What ended the queries of each tier, and how far below its widest plan they stopped."""
+    table = measured(run.stored.result.queries)
+    rows = []
+    for tier in names:
+        mine = table["tier"] == tier
+        grown, n = table["trajectories"][mine], max(1, int(mine.sum()))
+        most = int(grown.max(initial=0))
+        row: dict[str, Any] = {"tier": words.name(tier)}
+        if controller == "learned":
+            row["stopped before its widest"] = words.share(float((grown < most).sum()) / n)
+        for status, text in _ENDS:
+            row[text] = words.share(float((table["status"][mine] == status).sum()) / n)
+        rows.append(row)
+    return rows
+
+
+_KNOWS = {
+    "O1": "an oracle that knows class and pass rate and picks a fixed plan",
+    "O2": "one that also stops as it goes",
+}
+
+
+def _regret(found: dict[str, Any]) -> list[str]:
+    """What the controller leaves to oracles that know what no server can, as sentences."""
+    areas = found["areas"]
+    lines = []
+    for name, text in _KNOWS.items():
+        left = areas[name] - areas["learned"]
+        side = "below" if left > 0 else "above"
+        lines.append(
+            f"{text}: the controller is {100 * abs(left):.1f} points of accuracy {side} it, averaged over log "
+            f"cost; it closes {words.share(found['closed'][name])} of the gap from the best fixed plans."
+        )
+    return lines
 
 
 def _stopped(run: data.Run, names: list[str]) -> list[dict[str, Any]]:

@@ -52,7 +52,8 @@ def _show(run: data.Run) -> None:
         st.subheader("Is the confidence true?")
         st.altair_chart(charts.reliability(tiers))
         st.caption(
-            "Below the dashed diagonal, answers claim more than they hold. The larger a mark, the more answers it stands for."
+            "Below the dashed diagonal, answers claim more than they hold. The larger a mark, the more answers it "
+            "stands for. Whether each class keeps the promise: page Quality."
         )
     st.subheader("Quality by latency")
     names = [str(tier["tier"]) for tier in tiers]
@@ -74,6 +75,8 @@ def _head(run: data.Run) -> None:
         word = line.partition(":")[0]
         show = {"MISSED": st.error, "NO OBJECTIVE": st.info}.get(word, st.success)
         show(plain(line))
+    if not summary["verdict"]["holds"] and st.button("What would fix it, and what that costs"):
+        st.switch_page("views/capacity.py")
     lines = [f"**Binding:** {plain(summary['binding']['sentence'])}"]
     lines += [f"**On paper:** {plain(on_paper(Bound(**row)))}" for row in summary["bounds"]]
     st.markdown("  \n".join(lines))

@@ -24,6 +24,7 @@ PAGES = {
     "quality": "Quality",
     "kv": "KV memory",
     "controller": "Controller",
+    "verifier": "Verifier",
     "pricing": "Pricing",
     "search": "One query",
     "capacity": "Capacity",
