@@ -1,28 +1,19 @@
-"""Serving points: TTFT and TPOT that real engines reached under a fixed number of clients, and our prediction.
+"""Serving points, read: TTFT and TPOT that real engines reached under a fixed number of clients.
 
-The reader takes AIConfigurator's silicon samples (CSV). A point that the cost model does not cover is kept
-with the reason. Source: NVIDIA aiconfigurator (Apache-2.0), silicon_sample.csv.
+The reader takes AIConfigurator's silicon samples (CSV). Source: NVIDIA aiconfigurator (Apache-2.0),
+silicon_sample.csv.
 """
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-from hw.device import CatalogError, device
-from hw.profile import Profile, ProfileError
-from hw.profile import load as load_profile
-from hw.shipped import default_profile
-from hw.transformer import Transformer, transformer_named
-from models.latency import CapacityError, StepCost, kv_pages, step_cost
 from scenarios.errors import UserError
-from sim.steady import Load, Parts, parts
 
-SYSTEMS: Mapping[str, str] = {"h100_sxm": "h100-sxm-80gb", "h200_sxm": "h200-sxm-141gb"}
 _NEEDED = ("silicon_data_source", "backend", "model_path", "system", "isl", "osl", "batch_size", "tp_size",
            "silicon_ttft_ms", "silicon_tpot_ms", "gemm_quant_mode", "attention_dp_size", "moe_tp_size",
            "moe_ep_size")  # fmt: skip
@@ -34,9 +25,8 @@ _NEEDED = ("silicon_data_source", "backend", "model_path", "system", "isl", "osl
 # 0.8, num-prompts 10 x concurrency), read 2026-11-25.
 TOGETHER, REPEATED, VARIED = "together", "repeated", "varied"
 _THOUSAND = 1000
-_NODE = 8  # devices
+NODE = 8  # devices
 SHORTEST = 0.8  # of the lengths of a varied load
-_KV_FP8 = 0.5  # TensorRT-LLM's fp8 checkpoints hold their KV in fp8 too
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +48,6 @@ class Point:
     moe_ways: int
     ttft_s: float
     tpot_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Modelled:
-    """A point and the parts of its prediction."""
-
-    point: Point
-    parts: Parts
-    experts: bool  # a mixture of experts
-    step_source: str
-
-
-@dataclass(frozen=True, slots=True)
-class Unmodelled:
-    """A point that the cost model does not cover, and why."""
-
-    point: Point
-    reason: str
 
 
 def is_points(path: str | Path) -> bool:
@@ -100,66 +72,6 @@ def read_points(path: str | Path) -> list[Point]:
     if not found:
         raise UserError(f"{file} holds no points below its header.")
     return found
-
-
-def modelled(
-    points: Sequence[Point], tell: Callable[[float, str], None] | None = None
-) -> tuple[list[Modelled], list[Unmodelled]]:
-    """Each point's parts from the profile that ships for its device; those not covered with the reason.
-
-    `tell` hears of the share that is done.
-    """
-    found, left = [], []
-    for number, point in enumerate(points):
-        if tell is not None:
-            tell(number / len(points), point.model)
-        try:
-            cost, shape, kv_tokens = replica(point)
-        except (CatalogError, CapacityError, ProfileError) as error:
-            left.append(Unmodelled(point, str(error)))
-            continue
-        scale = (1 + SHORTEST) / 2 if point.harness == VARIED else 1.0
-        load = Load(point.clients, scale * point.input_tokens, scale * point.output_tokens)
-        fp8_kv = point.engine == "trtllm" and shape.dtype == "fp8" and not shape.experts
-        kv_scale = _KV_FP8 if fp8_kv else 1.0
-        made = parts(cost, load, kv_tokens / kv_scale, kv_scale)
-        found.append(Modelled(point, made, bool(shape.experts), cost.label))
-    return found, left
-
-
-def models(found: Sequence[Modelled]) -> tuple[str, ...]:
-    """The models of points, by name."""
-    return tuple(sorted({item.point.model for item in found}))
-
-
-def replica(point: Point) -> tuple[StepCost, Transformer, float]:
-    """The cost, shape and KV tokens of one replica; raises CatalogError, CapacityError, ProfileError."""
-    return _replica(
-        point.model, point.system, point.precision, point.tensor_parallel, point.expert_parallel,
-        point.data_parallel, point.moe_ways,
-    )  # fmt: skip
-
-
-@cache
-def _replica(
-    model: str, system: str, precision: str, tp: int, ep: int, dp: int, moe_ways: int
-) -> tuple[StepCost, Transformer, float]:
-    if system not in SYSTEMS:
-        raise CatalogError(f"no device for system {system}")
-    if dp > 1 or tp > _NODE:
-        raise CatalogError("attention data parallel, or more than one node")
-    shape = transformer_named(model, precision)
-    if shape.experts and moe_ways != tp:
-        raise CatalogError("experts on other devices than attention")
-    chosen = device(SYSTEMS[system])
-    cost = step_cost(shape, chosen, _profile(chosen.name), tp, ep)
-    return cost, shape, 16.0 * kv_pages(shape, chosen, tp)
-
-
-@cache
-def _profile(name: str) -> Profile | None:
-    path = default_profile(name)
-    return load_profile(path) if path is not None else None
 
 
 def _file(path: Path) -> Path | None:
@@ -210,7 +122,7 @@ def _point(row: Mapping[str, str]) -> Point:
         whole("moe_ep_size", 1),
     )
     ways = parts_of_expert * other_experts
-    if split == ways > _NODE and parts_of_expert == other_experts:
+    if split == ways > NODE and parts_of_expert == other_experts:
         split = ways = (
             other_experts  # the same devices, counted once for tensors and once for experts
         )

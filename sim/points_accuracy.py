@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from sim.points import REPEATED, TOGETHER, Modelled
+from sim.points import REPEATED, TOGETHER
+from sim.points_modelled import Modelled, replica
+from sim.points_played import played, plays
 from sim.renewal import Floats
 from sim.steady import Terms, calibrate, tpot, ttft
 
@@ -63,6 +65,7 @@ def calibrated(found: Sequence[Modelled]) -> dict[Key, Terms]:
 
 
 def _calibrated(group: Sequence[Modelled], prior: Terms) -> Terms:
+    group = [item for item in group if item.seen is None]
     return calibrate(
         [item.parts for item in group],
         [item.point.tpot_s for item in group],
@@ -113,12 +116,44 @@ def terms_of(item: Modelled, constants: Mapping[Key, Terms]) -> Terms:
     return constants.get(key(item)) or constants.get(key(item, "")) or expected(item)
 
 
+def predicted(item: Modelled, terms: Terms) -> tuple[float, float]:
+    """TPOT and TTFT of a point in s: of the closed form, or as the batch played it where memory is short."""
+    if item.seen is not None:
+        return item.seen.tpot_s, item.seen.ttft_s
+    return tpot(item.parts, terms), ttft(item.parts, terms)
+
+
 def errors(
     found: Sequence[Modelled], constants: Callable[[Modelled], Terms]
 ) -> tuple[Floats, Floats]:
     """Relative errors of TPOT and TTFT of each point."""
-    rates = [tpot(item.parts, constants(item)) / item.point.tpot_s - 1 for item in found]
-    firsts = [ttft(item.parts, constants(item)) / item.point.ttft_s - 1 for item in found]
+    return _relative(found, [predicted(item, constants(item)) for item in found])
+
+
+def played_errors(
+    found: Sequence[Modelled], tell: Callable[[float, str], None] | None = None
+) -> tuple[Floats, Floats]:
+    """Relative errors of TPOT and TTFT of points that the batch plays; `tell` hears of the share that is done."""
+    made = []
+    for number, item in enumerate(found):
+        if tell is not None:
+            tell(number / len(found), f"playing {item.point.model}")
+        cost, _, kv_tokens = replica(item.point)
+        seen = item.seen or played(item.point, cost, kv_tokens)
+        made.append((seen.tpot_s, seen.ttft_s))
+    return _relative(found, made)
+
+
+def playable(found: Sequence[Modelled]) -> list[Modelled]:
+    """The points that the batch can play."""
+    return [item for item in found if plays(item.point, replica(item.point)[2])]
+
+
+def _relative(
+    found: Sequence[Modelled], made: Sequence[tuple[float, float]]
+) -> tuple[Floats, Floats]:
+    rates = [rate / item.point.tpot_s - 1 for item, (rate, _) in zip(found, made, strict=True)]
+    firsts = [first / item.point.ttft_s - 1 for item, (_, first) in zip(found, made, strict=True)]
     return np.array(rates), np.array(firsts)
 
 

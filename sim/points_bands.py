@@ -10,10 +10,10 @@ from math import comb
 
 import numpy as np
 
-from sim.points import REPEATED, Modelled
-from sim.points_accuracy import expected, halves, kind_of, model_of, split
+from sim.points import REPEATED
+from sim.points_accuracy import expected, halves, kind_of, model_of, predicted, split
+from sim.points_modelled import Modelled
 from sim.renewal import Floats
-from sim.steady import tpot
 
 NOMINAL = 0.90
 AIM = (0.80, 0.95)  # the coverage that a nominal band should have
@@ -121,7 +121,7 @@ def _group(item: Modelled) -> tuple[bool, bool]:
 
 
 def _miss(item: Modelled) -> float:
-    return float(np.log(item.point.tpot_s / tpot(item.parts, expected(item))))
+    return float(np.log(item.point.tpot_s / predicted(item, expected(item))[0]))
 
 
 def _equal_models(found: Sequence[Modelled]) -> Floats:

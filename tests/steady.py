@@ -8,8 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sim.points import modelled, read_points  # noqa: E402
+from sim.points import read_points  # noqa: E402
 from sim.points_accuracy import calibrated, to_yaml  # noqa: E402
+from sim.points_modelled import modelled  # noqa: E402
 
 SOURCE = (
     "least relative error on the public half of NVIDIA AIConfigurator's Hopper serving points "

@@ -14,7 +14,7 @@ from rich.text import Text
 from dashboards.terminal import Tell, plain
 from hw.device import device
 from scenarios.errors import UserError
-from sim.points import SYSTEMS, Modelled, Unmodelled, is_points, modelled, read_points
+from sim.points import is_points, read_points
 from sim.points_accuracy import (
     Errors,
     errors,
@@ -23,12 +23,14 @@ from sim.points_accuracy import (
     kind_of,
     load_of,
     other_half,
+    playable,
+    played_errors,
     shipped,
     summary,
     terms_of,
 )
 from sim.points_bands import AIM, NOMINAL, Bands, Survey, bands, survey
-from sim.points_played import playable, played_errors
+from sim.points_modelled import SYSTEMS, Modelled, Unmodelled, modelled
 from sim.renewal import Floats
 from sim.steady import Terms
 
