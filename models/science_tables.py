@@ -24,6 +24,7 @@ from models.world import QuestionModel, World
 
 SEED: Final = 20_251_125
 NS: Final = (2, 4, 8, 16)
+MATH_500: Final = "math-500-long"  # every row of the MATH-500 table
 MATH: Final = "search-and-learn runs, Qwen2.5-1.5B and a PRM, 100 questions of MATH-500"
 TOT: Final = "Tree of Thoughts' logs of GPT-4 on the Game of 24"
 AIME: Final = "R1-Distill-1.5B on AIME, 372 problems x 8"
@@ -34,9 +35,20 @@ ACCURACY: Final[Mapping[str, tuple[float, ...]]] = {
 }
 FINAL_BEAMS: Final = {4: 0.638, 8: 0.730, 16: 0.799}
 TOKENS: Final = {2: 1295 / 972, 4: 2649 / 1988, 8: 7010 / 4007, 16: 14153 / 7976}
-BEAM_WIDTH: Final = (
-    4  # children a beam; assumed for N = 4 to 16 (the table does not tell), 2 for N = 2
-)
+BEAMS: Final = {2: (2, 40), 4: (4, 40), 8: (4, 20), 16: (4, 20)}
+"""Children a beam and iterations of each N. The table does not tell: settings of the runs of NUMINA."""
+CALL_TOKENS: Final = 2_048  # Source: "max_tokens" of search-and-learn, src/sal/config.py (2024)
+NUMINA: Final = {
+    (2, 2, 40): (1484.3, 1164.0),
+    (4, 2, 40): (3565.8, 2340.7),
+    (8, 4, 20): (7118.8, 4681.9),
+    (16, 2, 40): (21465.7, 9376.1),
+    (16, 4, 20): (15331.9, 9376.1),
+    (32, 2, 20): (34825.4, 18765.8),
+    (32, 4, 40): (49158.5, 18765.8),
+}
+"""Tokens a question of beam search and of n answers, by N, children a beam, iterations."""
+COST: Final = "the same runs' costs on NuminaMath; the model is that of MATH-500"
 
 
 def grown(preset: str, n: int, questions: int, seed: int = SEED) -> Samples:
@@ -53,37 +65,60 @@ def worlds(model: QuestionModel, questions: int, seed: int) -> list[World]:
 
 def math_500(scale: float) -> list[Row]:
     """Accuracy of three ways to choose among N answers, and of beam search, with its tokens."""
-    found = grown("math-500", 16, size(8_000, scale))
+    found = grown(MATH_500, 16, size(8_000, scale))
     rows = []
     for method, targets in ACCURACY.items():
         for n, target in zip(NS, targets, strict=True):
             ours, se, count = mean(chosen(found, method, n))
             claim = f"{method}, N = {n}: accuracy"
             rows.append(Row("math-500", claim, ours, "within", target, 0.03, count, se, MATH))
-    model = question_model("math-500")
     alone = float(found.tokens.mean())
-    for n in NS:
-        asked = worlds(model, size(1_200, scale), SEED + 1)
-        covered, right, tokens = [], [], []
-        for world in asked:
-            search = refilled_beam(Tree(world.root), n, BEAM_WIDTH if n > 2 else 2)
-            end = rollout(search, world)
-            ends = sorted((x for x in end.tree.leaves if x.done), key=lambda x: -x.score)[:n]
-            covered.append(any(world.is_correct(x.answer) for x in ends))
-            right.append(end.correct)
-            tokens.append(end.tokens / (n * alone))
+    for n, (beam_width, iterations) in BEAMS.items():
+        covered, right, tokens = beamed(n, beam_width, iterations, size(3_000, scale))
         if n in FINAL_BEAMS:
-            ours, se, count = mean(np.array(covered))
+            ours, se, count = mean(covered)
             claim = f"beam, N = {n}: any of the final beams is right"
             target = FINAL_BEAMS[n]
             rows.append(Row("math-500", claim, ours, "within", target, 0.05, count, se, MATH))
-        ours, se, count = mean(np.array(right))
+        ours, se, count = mean(right)
         claim = f"beam, N = {n}: the one its verifier selects is right"
         rows.append(Row("math-500", claim, ours, "shown", n=count, se=se))
-        ours, se, count = mean(np.array(tokens))
+        ours, se, count = mean(tokens / (n * alone))
         claim = f"beam, N = {n}: tokens over best-of-n's"
         target = TOKENS[n]
         rows.append(Row("math-500", claim, ours, "within", target, 0.15 * target, count, se, MATH))
+    return rows
+
+
+def beamed(n: int, beam_width: int, iterations: int, questions: int) -> tuple[Bools, Bools, Floats]:
+    """Play the published beam: whether any of its final beams is right, whether the chosen one, its tokens.
+
+    Its limit of tokens holds for a call, here a step: the iterations are all that stops a trajectory.
+    """
+    model = question_model({"preset": MATH_500, "max_output": CALL_TOKENS * iterations})
+    covered, right, tokens = [], [], []
+    for world in worlds(model, questions, SEED + 1):
+        search = refilled_beam(Tree(world.root), n, beam_width, iterations, CALL_TOKENS)
+        end = rollout(search, world)
+        ends = sorted((x for x in end.tree.leaves if x.done), key=lambda x: -x.score)[:n]
+        covered.append(any(world.is_correct(x.answer) for x in ends))
+        right.append(end.correct)
+        tokens.append(float(end.tokens))
+    return np.array(covered), np.array(right), np.array(tokens)
+
+
+def beam_tokens(scale: float) -> list[Row]:
+    """Tokens of beam search over best-of-n's on other questions, at settings that are told."""
+    alone = float(grown(MATH_500, 1, size(40_000, scale)).tokens.mean())
+    rows = []
+    for (n, beam_width, iterations), (beam, single) in NUMINA.items():
+        _, _, tokens = beamed(n, beam_width, iterations, size(800, scale))
+        ours, se, count = mean(tokens / (n * alone))
+        claim = f"N = {n}, {beam_width} children a beam, at most {iterations} steps"
+        target = beam / single
+        rows.append(
+            Row("beam-tokens", claim, ours, "within", target, 0.15 * target, count, se, COST)
+        )
     return rows
 
 
@@ -218,6 +253,7 @@ def beta_tail(scale: float) -> list[Row]:
 
 EXPERIMENTS: Final[dict[str, Experiment]] = {
     "math-500": math_500,
+    "beam-tokens": beam_tokens,
     "coverage": coverage,
     "game-24": game_24,
     "aime": aime,
