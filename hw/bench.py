@@ -58,9 +58,13 @@ class Bench:
         return self.arena[at : at + size].reshape(shape)
 
     def sets(self, shape: tuple[int, ...], floor_s: float, at: int = 0) -> list[Any]:
-        """Input sets of one shape, as many as are useful and fit: views that do not overlap."""
+        """Input sets of one shape, as many as are useful and fit: views that do not overlap.
+
+        Useful are as many as overflow the last-level cache twice, or fill a replay; at most _UNITS.
+        """
         size = aligned(shape)
-        useful = int(np.clip(REPLAY_S / max(floor_s, 1e-9), 2, _UNITS))
+        cold = 2 * self.backend.cache_bytes / (2 * size)
+        useful = int(np.clip(max(cold, REPLAY_S / max(floor_s, 1e-9)), 2, _UNITS))
         fit = (self.arena.shape[0] - at) // size
         return [self.take(shape, at + i * size) for i in range(max(1, min(useful, fit)))]
 

@@ -240,8 +240,7 @@ def decode_grid(measured: Measured, device: Device, shape: Transformer, split: i
     rows = _decode_rows(measured, shape, split)
     if rows is None:
         return None
-    everyone = measured.rows("suffix_attention")
-    everyone = where(everyone, (everyone["sum_s"] > 0) & (everyone["B"] > 0))
+    everyone = _decoders(measured)
     if len(everyone["B"]):
         rows = with_lent_attention(rows, everyone, device, causal=False)
     found = grid_of(rows, device)
@@ -259,7 +258,7 @@ def grid_of(rows: Table, device: Device, *, causal: bool = False) -> Grid:
     start, row = _overheads(branches, times[:, 0])
     floors = Grid(branches, tokens, np.zeros_like(times), *roofs, start, row, causal)
     at = np.meshgrid(branches, tokens, indexing="ij")
-    residual = _filled(np.log(times / floors.floor(*at)))
+    residual = _filled(np.log(times / floors.floor(*at)), np.log(tokens))
     return Grid(branches, tokens, residual, *roofs, start, row, causal)
 
 
@@ -282,10 +281,10 @@ def _overheads(branches: Array, times: Array) -> tuple[float, float]:
     return start, float(np.median(np.maximum(times[many] - start, 0.0) / branches[many]))
 
 
-def _filled(residual: Array) -> Array:
-    """Gaps (contexts too long for memory) take the last residual of their batch.
+def _filled(residual: Array, lengths: Array) -> Array:
+    """Gaps of a batch are interpolated over `lengths` (log tokens).
 
-    But none reads faster than the fastest long context that was measured: where a batch's contexts end
+    Those at its end (contexts too long for memory) take its last residual. But none reads faster than the fastest long context that was measured: where a batch's contexts end
     early, its reading still hides behind its overheads.
     """
     long = residual[:, -4:]
@@ -293,7 +292,7 @@ def _filled(residual: Array) -> Array:
     for row in residual:
         known = np.flatnonzero(~np.isnan(row))
         last = known[-1] + 1
-        row[:last] = np.interp(np.arange(last), known, row[known])
+        row[:last] = np.interp(lengths[:last], lengths[known], row[known])
         row[last:] = max(row[last - 1], fastest)
     return residual
 
@@ -317,8 +316,7 @@ def _chunk_widths(rows: Table) -> tuple[float, float]:
 
 def _decode_rows(measured: Measured, shape: Transformer, split: int) -> Table | None:
     """Decode rows of this shape's widths and head size, else of the nearest widths."""
-    rows = measured.rows("suffix_attention")
-    rows = where(rows, (rows["sum_s"] > 0) & (rows["B"] > 0))
+    rows = _decoders(measured)
     if not len(rows["B"]):
         rows = _decoders_alone(measured.rows("mixed_attention"))
     if not len(rows["B"]):
@@ -331,6 +329,18 @@ def _decode_rows(measured: Measured, shape: Transformer, split: int) -> Table | 
     sizes = np.array([str(name).rpartition("/")[2] for name in rows["model_shape"]])
     away = away + np.where(sizes == str(shape.head_dim), 0.0, 1e-6)
     return where(rows, away <= away.min() + 1e-9)
+
+
+def _decoders(measured: Measured) -> Table:
+    """Decoders that share nothing: each reads its own tokens, or (measured as naive) a context that is all its own."""
+    own, naive = measured.rows("suffix_attention"), measured.rows("naive_attention")
+    own = where(own, (own["sum_s"] > 0) & (own["B"] > 0))
+    naive = where(naive, (naive["variant"] == "private_pages") & (naive["B"] > 0))
+    if not len(naive["B"]):
+        return own
+    whole = naive["P"] + naive["S"]
+    naive |= {"S": whole, "sum_s": naive["B"] * whole, "P": np.zeros_like(whole)}
+    return {name: np.concatenate([own[name], naive[name]]) for name in own}
 
 
 def _decoders_alone(rows: Table) -> Table:

@@ -38,6 +38,7 @@ class Error:
     measured_s: Column
     fitted_s: Column
     composed: bool = False  # a whole that was put together from parts, which the fit has seen
+    noise: float = math.nan  # of a whole: (p90 - p10) / median of its own samples, in the median
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,8 @@ def heldout(profile: Profile, device: Device, seed: int = 0) -> Heldout:
         use = np.isfinite(fitted)
         real = 1e-6 * rows["t_us_median"][use]
         if (found := _summary(f"{op}, composed", [real], [fitted[use]])) is not None:
-            errors.append(replace(found, composed=True))
+            spread = (rows["t_us_p90"] - rows["t_us_p10"])[use] / rows["t_us_median"][use]
+            errors.append(replace(found, composed=True, noise=float(np.median(spread))))
     words = (
         "its frozen holdout"
         if frozen.any()

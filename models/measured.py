@@ -11,7 +11,7 @@ from hw.profile import COLUMNS, Column, Profile
 
 Table = dict[str, Column]
 _READ = ("op", "model_shape", "dtype", "B", "P", "S", "sum_s", "m", "n", "k", "splits", "calls",
-         "t_us_median", "bytes_floor", "flop", "floor_us", "frac_floor")  # fmt: skip
+         "t_us_median", "bytes_floor", "flop", "floor_us", "frac_floor", "variant")  # fmt: skip
 _FEW = ("m", "n", "k", "calls", "t_us_median", "bytes_floor", "flop", "dtype", "op")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from dashboards.terminal import plain
 from hw.device import CatalogError, device
 from hw.profile import Profile, ProfileError, load, save
 from hw.shipped import find_profile
-from models.heldout import Heldout, heldout
+from models.heldout import Error, Heldout, heldout
 from scenarios.errors import UserError
 
-MEDIAN_GOAL, P90_GOAL, SHIFT_GOAL = 0.03, 0.10, 0.01
+MEDIAN_GOAL, P90_GOAL, SHIFT_GOAL, COMPOSED_GOAL = 0.03, 0.10, 0.01, 0.10
 _WIDTH, _HEIGHT = 64, 14  # of the picture, in characters
 _SHADES = " .:+*#"
 
@@ -59,7 +60,8 @@ def document(profile: Profile, found: Heldout) -> dict[str, Any]:
         "goals": {"median": MEDIAN_GOAL, "p90": P90_GOAL, "monotony_shift_median": SHIFT_GOAL},
         "operations": {
             error.op: {"points": error.points, "median": error.median, "p90": error.p90,
-                       "signed": error.signed, "composed": error.composed}
+                       "signed": error.signed, "composed": error.composed,
+                       "noise": None if math.isnan(error.noise) else error.noise}
             for error in found.errors
         },
     }  # fmt: skip
@@ -83,6 +85,7 @@ def picture(profile: Profile, found: Heldout) -> RenderableType:
         Text(
             "Error: fitted / measured - 1. Composed: put together from parts that the fit has seen."
         ),
+        *(Text(_whole(error)) for error in found.errors if error.op.startswith("expansion")),
         Text(""),
         Text(_scatter(found)),
     )
@@ -93,6 +96,21 @@ def _path(name: str) -> Path:
         return find_profile(name if "/" in name or not Path(name).exists() else f"./{name}")
     except ProfileError as error:
         raise UserError(str(error)) from None
+
+
+def _whole(error: Error) -> str:
+    """How a whole expansion compares with its parts, beside how far its own samples lie apart."""
+    off = error.fitted_s / error.measured_s - 1
+    verdict = "HOLDS" if abs(error.signed) <= COMPOSED_GOAL else "MISSED"
+    noise = (
+        ""
+        if math.isnan(error.noise)
+        else f"; its own samples spread over {error.noise:.1%} (p10 to p90)"
+    )
+    return (
+        f"{verdict}: a composed expansion is {error.signed:+.1%} off in the median (goal within {COMPOSED_GOAL:.0%}), "
+        f"{off.min():+.0%} to {off.max():+.0%} over {error.points} points{noise}."
+    )
 
 
 def _table(found: Heldout) -> Table:

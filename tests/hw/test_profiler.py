@@ -240,6 +240,19 @@ def test_a_cold_cache_is_one_that_the_input_sets_overflow():
     assert set(measure(plan(only=("qkv",)), large, tell=silent).columns["l2_state"]) == {"warm"}
 
 
+def test_input_sets_are_as_many_as_overflow_the_cache_twice_while_they_fit():
+    def sets(cache_bytes: float, arena_bytes: float = 2e7) -> int:
+        ready = bench(
+            replace(on_cpu(arena_bytes=arena_bytes), cache_bytes=cache_bytes), device("cpu")
+        )
+        return len(ready.sets((512, 1024), floor_s=1.0))  # 1 MiB each
+
+    assert sets(1e3) == 2  # however little: turn by turn
+    assert sets(5 * 2**20) == 10
+    assert sets(1e9) == 19  # all that the arena holds
+    assert sets(1e9, 4e7) == 32
+
+
 def test_a_run_is_refused_where_a_profile_or_an_interrupted_run_lies(tmp_path):
     asked = Request("cpu", out=tmp_path / "here.parquet")
     check_place(asked)

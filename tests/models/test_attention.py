@@ -106,6 +106,28 @@ def profile(*rows: dict[str, Any]) -> Measured:
     return measured(make_profile(H200.name, "measured", "mine", rows, ceilings={}))
 
 
+def test_decoders_measured_on_private_pages_tell_of_contexts_that_no_suffix_reaches() -> None:
+    def us(b: int, tokens: int) -> float:
+        return 10 + 2.5e6 * 4 * K * b * tokens / H200.copy_bytes_per_s
+
+    short = [decode_row(H200, b, s, N, K, us(b, s)) for b in (1, 8, 64) for s in (16, 128, 1024)]
+    naive = [
+        decode_row(H200, b, p + 128, N, K, factor * us(b, p + 128))
+        | {"op": "naive_attention", "P": p, "S": 128, "sum_s": b * 128, "variant": variant}
+        for b in (1, 8)
+        for p in (4096, 32768)
+        for variant, factor in (("private_pages", 1.5), ("shared_pages", 0.1))
+    ]
+    grid = decode_grid(profile(*short, *naive), H200, LLAMA, 1)
+    assert grid is not None
+    assert grid.inside(8, 8 * 32_000)
+    found = float(grid.seconds(np.array(8), np.array(8 * (32768 + 128))))
+    assert found == pytest.approx(1.5e-6 * us(8, 32768 + 128), rel=1e-5)
+    assert float(grid.seconds(np.array(8), np.array(8 * 128))) == pytest.approx(
+        1e-6 * us(8, 128), rel=1e-5
+    )
+
+
 def test_a_shape_that_was_not_measured_takes_the_utilisation_of_the_nearest() -> None:
     rows = [
         decode_row(H200, b, s, N, K, us=10 + 1.5e6 * 4 * K * b * s / H200.copy_bytes_per_s)

@@ -94,9 +94,11 @@ def test_a_decode_step_is_composed_of_its_parts_and_held_beside_the_measured_one
     read_s = layers * shape.kv_layer_bytes() * (p + b * s) / H200.copy_bytes_per_s
     whole = rows[0] | {
         "op": "decode_step", "calls": layers, "B": b, "P": p, "S": s, "m": 0, "n": 0, "k": 0,
-        "t_us_median": 1e6 * (cost_s + read_s), "is_holdout": 0,
+        "t_us_median": 1e6 * (cost_s + read_s), "t_us_p10": 0.9e6 * (cost_s + read_s),
+        "t_us_p90": 1.2e6 * (cost_s + read_s), "is_holdout": 0,
     }  # fmt: skip
     found = heldout(make_profile(H200.name, "measured", "mine", [*rows, whole], ceilings={}), H200)
     (error,) = (e for e in found.errors if e.composed)
     assert (error.op, error.points) == ("decode_step, composed", 1)
     assert abs(error.signed) < 0.15
+    assert error.noise == pytest.approx(0.3)
