@@ -48,7 +48,7 @@ def main() -> None:
     # The first page answers at /; whoever has its name in an address finds it there too.
     named = st.Page(first, title="Overview", url_path="overview", visibility="hidden")
     home = st.Page(first, title="Overview", icon=":material/forest:", url_path="home", default=True)
-    st.navigation({"": [home, named], **shown}).run()
+    st.navigation({"": [home, named], **shown}, expanded=True).run()
 
 
 main()

@@ -60,7 +60,8 @@ def _mend(run: data.Run) -> None:
     played = _played(run, {fix.essence for fix in found})
     bill = number(run.summary["money"]["bill"]["total_usd"])
     now = fixes.judged(run.summary["tiers"])
-    rows = [_fix_row("as it is", base, usd, 0.0, now, f"this run, {words.usd(bill)}")]
+    verdict = fixes.overall(now)
+    rows = [_fix_row("as it is", verdict, base, usd, 0.0, now, f"this run, {words.usd(bill)}")]
     holding: list[tuple[float, str]] = []
     for fix in found:
         if fix.essence in played:
@@ -68,12 +69,14 @@ def _mend(run: data.Run) -> None:
             states = fixes.judged(head["tiers"])
             paid = number(head["money"]["bill"]["total_usd"])
             basis = f"simulated: run {name}, {words.usd(paid)}"
-            if fixes.overall(states) == "holds":
+            verdict = fixes.overall(states)
+            if verdict == "holds":
                 holding.append((fix.usd_per_h, _holds(fix, usd, paid - bill)))
         else:
             states, basis = fixes.projected(run.summary["tiers"], fix), "estimated on paper"
+            verdict = f"≈ {fixes.overall(states)}"
         more = fix.usd_per_h - usd
-        rows.append(_fix_row(fix.what, fix.gpus, fix.usd_per_h, more, states, basis))
+        rows.append(_fix_row(fix.what, verdict, fix.gpus, fix.usd_per_h, more, states, basis))
     if holding:
         st.success(plain(min(holding)[1]))
     least = min(holding)[0] if holding else math.inf
@@ -104,11 +107,17 @@ def _fixes(_run: data.Run, resolved: str) -> tuple[int, float, list[fixes.Fix]]:
 
 
 def _fix_row(
-    what: str, gpus: int, usd: float, more: float, states: dict[str, tuple[str, str]], basis: str
+    what: str,
+    verdict: str,
+    gpus: int,
+    usd: float,
+    more: float,
+    states: dict[str, tuple[str, str]],
+    basis: str,
 ) -> dict[str, Any]:
     return {
         "change": what,
-        "verdict": fixes.overall(states),
+        "verdict": verdict,
         "USD an hour": words.usd(usd),
         "more an hour": words.change(more, "USD"),
         "GPUs": gpus,

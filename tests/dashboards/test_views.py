@@ -64,6 +64,29 @@ def test_a_broken_run_is_an_error_on_the_view(name: str, file: str, tmp_path: Pa
     )
 
 
+@pytest.mark.parametrize("name", ["quality", "pricing"])
+def test_a_promise_that_a_class_cannot_keep_is_refused_on_the_page(
+    name: str, tmp_path: Path
+) -> None:
+    make(tmp_path, "first")
+    shown = view(name, tmp_path, run="first")
+    refused = [error.value.replace("\\", "") for error in shown.error]
+    assert len(refused) == 1
+    assert refused[0].startswith("REFUSED: careful, math: 90.0 % is refused")
+    (table,) = [t.value for t in shown.dataframe if "what may be promised" in t.value.columns]
+    assert table["verdict"].tolist() == ["REFUSED"]
+
+
+def test_capacity_prices_what_would_fix_a_missed_objective(tmp_path: Path) -> None:
+    make(tmp_path, "first")
+    shown = view("capacity", tmp_path, run="first")
+    (table,) = [t.value for t in shown.dataframe if "USD an hour" in t.value.columns]
+    assert table["change"][0] == "as it is"
+    assert table["USD an hour"][0] == "$10.80"  # three H200 at the scenario's own 3.60
+    assert all(basis == "estimated on paper" for basis in table["basis"][1:])
+    assert len(table) > 1
+
+
 @pytest.fixture(scope="module")
 def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of a million queries."""
