@@ -180,7 +180,7 @@ def _lines(lines: Iterable[str]) -> Text:
     return Text("\n".join(lines))
 
 
-def _tiers(tiers: list[TierMetrics]) -> Grid:
+def _tiers(tiers: list[TierMetrics]) -> RenderableType:
     grid = _grid("tier", "offered", "goodput", "samples", "accuracy", "accepted", "right of those",
                  "confidence", "ECE")  # fmt: skip
     for tier in tiers:
@@ -195,7 +195,12 @@ def _tiers(tiers: list[TierMetrics]) -> Grid:
             words.share(tier.calibration.mean_confidence),
             words.number(tier.calibration.ece),
         )
-    return grid
+    turned_away = [
+        f"{words.name(tier.tier)}: {words.share(tier.refused / tier.n)} of its queries were refused on arrival."
+        for tier in tiers
+        if tier.refused
+    ]
+    return Group(grid, _lines(turned_away)) if turned_away else grid
 
 
 def _latency(result: Result, tiers: list[TierMetrics]) -> RenderableType:

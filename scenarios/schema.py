@@ -34,6 +34,7 @@ from scenarios.arrivals import (
     Uniform,
 )
 from scenarios.fields import (
+    Multiple,
     Name,
     Number,
     Positive,
@@ -297,10 +298,15 @@ class Slo(RootModel[dict[SloTarget, Annotated[Seconds, Field(gt=0)]]]):
 
 
 class Tier(Strict):
-    """One service level: its share of the queries, how it thinks, what it promises and costs."""
+    """One service level: its share of the queries, how it thinks, what it promises and costs.
+
+    A query that arrives while the pressure on its replica is above `shed_above` is refused at once; 1 is a
+    full batch or full memory, every further batch that waits adds 1. The tier with the lowest sheds first.
+    """
 
     share: Share = 1.0
     search: Search = Search()
+    shed_above: Annotated[Multiple, Field(gt=0)] | None = None
     promise: Promise | None = None
     slo: Slo | None = None
     price: Price | None = None

@@ -40,7 +40,10 @@ QUERIES: tuple[Column, ...] = (
     Column("class", "U", "", "class of the workload it belongs to"),
     Column("tier", "U", "", "tier that serves it"),
     Column(
-        "status", "U", "", "answered, cut (by its budget; it still answers), refused or unfinished"
+        "status",
+        "U",
+        "",
+        "answered, cut (by its budget; it still answers), refused (shed, or longer than memory) or unfinished",
     ),
     Column("input_tokens", "i8", "tokens", "length of the prompt"),
     Column(

@@ -195,6 +195,7 @@ def arrivals(
     block = resolved.policy.settings.block_size
     room = resolved.policy.settings.num_gpu_blocks * block
     streams = [chosen.algorithm == "direct" for chosen in plans]
+    sheds = [tier.shed_above for tier in resolved.scenario.tiers.values()]
     scoring = {STAGED} | {name for name, known in ALGORITHMS.items() if known.needs_verifier}
     gpus = resolved.policy.cost.gpus
     judge_gpus = resolved.judge.cost.gpus if resolved.judge is not None else 0
@@ -214,8 +215,12 @@ def arrivals(
             thinking.append(None)
             continue
         tokens = max(1, tokens)
-        world = _world(classes[item], key, tokens, given)
         replica, judge = fleet.place(row, key)
+        bearable = sheds[tier]
+        if bearable is not None and replica.pressure() > bearable:
+            thinking.append(None)
+            continue
+        world = _world(classes[item], key, tokens, given)
         preset = classes[item].questions.name
         known = Features(plans[tier], demand.classes[item], tokens, preset, key, replica.pressure)
         chosen: Plan = decide.plan(known)

@@ -149,7 +149,8 @@ def retell(
     told = thinking[row] if len(thinking) > row else None
     if not isinstance(told, _Told):
         raise UserError(
-            f"Query {row} was refused: its prompt does not fit the memory of a replica."
+            f"Query {row} was refused: its prompt does not fit the memory of a replica, or its tier "
+            "sheds load (shed_above)."
         )
     limit = env.now + 2 * last + 3600.0
     while math.isnan(told.finish_s) and env.now < limit and env.peek() < math.inf:
