@@ -72,7 +72,9 @@ class House:
         judge: Settings,
         cost: StepCost = COST,
         judge_cost: StepCost = JUDGE_COST,
+        gpus: tuple[int, int] = (1, 1),
     ) -> None:
+        self.gpus = gpus  # of a replica of each
         self.env = simpy.Environment()
         self.replica = Replica(self.env, Batch(policy, cost), "thinker", 0)
         self.judge = Replica(self.env, Batch(judge, judge_cost), "judge", 0)
@@ -106,7 +108,7 @@ class House:
             query.keep = True
             self.queries.append(query)
             self.replica.do(query.start)
-            watch(query, chosen, 1, 1)
+            watch(query, chosen, *self.gpus)
 
         self.env.timeout(at_s).callbacks.append(arrive)
 

@@ -64,6 +64,19 @@ def test_no_search_spends_more_gpu_seconds_than_its_budget(
             assert query.session.cut_reason == "gpu_seconds"
 
 
+def test_a_query_alone_on_many_gpus_spends_no_more_than_its_budget_but_most_of_it() -> None:
+    """Alone it spends as many GPU-seconds a second as there are GPUs: nobody may look later than that."""
+    used = []
+    for world in questions("math-500", 5, 6):
+        house = House(POOL, POOL, gpus=(8, 4))
+        house.ask(world, "weighted_vote", n=12, max_gpu_s=6.0)
+        house.env.run()
+        (query,) = house.queries
+        assert query.settle().cut
+        used.append(8 * query.policy_s + 4 * query.judge_s)
+    assert 0.8 * 6.0 < min(used) <= max(used) <= 6.0
+
+
 def test_the_budget_of_gpu_seconds_is_used_up_where_it_binds() -> None:
     search = ("best_of_n", {"n": 12})
     free = asked(search, 3).queries
