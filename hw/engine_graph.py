@@ -6,6 +6,7 @@ before. Lists are padded with items that read and write nothing. Without a GPU t
 
 from __future__ import annotations
 
+import warnings
 from bisect import bisect_left
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -98,11 +99,20 @@ class Still:
         torch.cuda.current_stream(engine.device).wait_stream(side)
         torch.cuda.synchronize(engine.device)
         graph = torch.cuda.CUDAGraph()
-        with (
-            torch.cuda.graph(graph, pool=engine.graph_pool, capture_error_mode="thread_local"),
-            engine.stream(),
-        ):
-            self.body()
+        try:
+            with (
+                torch.cuda.graph(graph, pool=engine.graph_pool, capture_error_mode="thread_local"),
+                engine.stream(),
+            ):
+                self.body()
+        except Exception as error:  # noqa: BLE001 (slower ticks are better than none)
+            torch.cuda.synchronize(engine.device)  # raises where the device itself is lost
+            first = (str(error).splitlines() or [""])[0][:200]
+            words = f"a tick of {self.rows} rows could not be captured, it is launched call by call"
+            warnings.warn(
+                f"{words} ({type(error).__name__}: {first})", RuntimeWarning, stacklevel=2
+            )
+            return
         self.replay = graph.replay
 
     def _pad(self, rows: int, prefixes: int, parts: int) -> None:

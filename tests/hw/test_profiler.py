@@ -131,6 +131,15 @@ def test_memory_that_runs_out_is_given_back_once_then_recorded_and_the_run_goes_
     assert given_back == [6]
 
 
+ROOFS = {"copy_bytes_per_s": 4e12, "read_bytes_per_s": 4e12, "gemm_flops_bf16": 8e14}
+
+
+@pytest.fixture
+def roofs(monkeypatch):
+    """The device's own ceilings are given, not measured: they take longest of all."""
+    monkeypatch.setattr("hw.profiler.ceilings", lambda ready, budget: (ROOFS, {}))
+
+
 class Broken:
     """A backend whose suffix kernel breaks: it raises, or takes the device with it until a new process begins."""
 
@@ -153,7 +162,7 @@ class Broken:
         return replace(real, launch=launch)
 
 
-def test_an_operation_that_fails_again_and_again_is_left_out_and_costs_no_other():
+def test_an_operation_that_fails_again_and_again_is_left_out_and_costs_no_other(roofs):
     broken = Broken(takes=False)
     asked = plan(only=("suffix_attention", "merge", "kv_append", "o"))
     found = measure(asked, broken.backend(), tell=silent)
@@ -168,7 +177,9 @@ def test_an_operation_that_fails_again_and_again_is_left_out_and_costs_no_other(
     assert all(status == {"ok"} for status in by_op.values())
 
 
-def test_a_fault_that_takes_the_device_ends_the_run_and_a_new_one_goes_on_without_it(tmp_path):
+def test_a_fault_that_takes_the_device_ends_the_run_and_a_new_one_goes_on_without_it(
+    tmp_path, roofs
+):
     broken, journal = Broken(takes=True), tmp_path / "p.part.jsonl"
     asked = plan(only=("suffix_attention", "merge", "kv_append", "o"))
     runs = []
@@ -188,7 +199,9 @@ def test_a_fault_that_takes_the_device_ends_the_run_and_a_new_one_goes_on_withou
     assert set(others.tolist()) == {"ok"}
 
 
-def test_the_command_becomes_a_new_process_where_the_device_was_lost(tmp_path, monkeypatch, capsys):
+def test_the_command_becomes_a_new_process_where_the_device_was_lost(
+    tmp_path, monkeypatch, capsys, roofs
+):
     broken, called = Broken(takes=True), []
     monkeypatch.setattr("hw.measure.backend", lambda kind: broken.backend())
     monkeypatch.setattr("hw.measure.plan_of", lambda *given: plan(only=("suffix_attention", "o")))
@@ -318,3 +331,38 @@ def test_holdout_rows_are_marked_and_no_fit_sees_them():
     assert 0 < held.sum() < len(held)
     assert len(found.rows("qkv")["m"]) == int(((found.columns["op"] == "qkv") & ~held).sum())
     assert np.isin(found.rows("qkv")["m"], AXES.m).all()
+
+
+def test_what_make_gpu_profile_calls_runs_to_its_files_on_the_launch_twin(
+    tmp_path, monkeypatch, roofs
+):
+    """The very command of a GPU, but for CuPy's launch and the clock: plan by the card's name, journal, files."""
+    on = replace(on_twin(2e7), facts={"gpu": "NVIDIA H200", "multiprocessors": 132})
+    monkeypatch.setattr("hw.measure.backend", lambda kind: on)
+    place = tmp_path / "gpu" / "profile"
+    words = [
+        "--device",
+        "cuda",
+        "--model",
+        "llama-3.1-8b",
+        "--quick",
+        "--only",
+        "kv_append",
+        "--out",
+        str(place),
+    ]
+    assert main([*words, "--resume", "--force"]) == 0
+    found = load(place)
+    assert (found.device, found.source_kind) == ("h200-sxm-141gb", "measured")
+    assert found.label.startswith("measured on NVIDIA H200")
+    assert set(found.columns["status"]) == {"ok"}
+    assert sorted(path.name for path in place.parent.iterdir()) == [
+        "profile.parquet",
+        "profile.yaml",
+    ]
+    # Again, after a kernel was changed: the journal of the old one is begun again, not refused.
+    journal = place.with_name("profile.part.jsonl")
+    journal.write_text('{"plan": "another", "device": "h200-sxm-141gb", "kernels": "older"}\n')
+    assert main([*words, "--resume"]) == 2
+    assert main([*words, "--resume", "--force"]) == 0
+    assert not journal.exists()
