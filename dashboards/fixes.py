@@ -45,6 +45,13 @@ class Fix:
     essence: str
 
     @property
+    def fuller(self) -> bool:
+        """Whether less of the batch is left for bursts than before, so that queues may grow."""
+        if self.before is None or self.after is None:
+            return True
+        return self.after.share > self.before.share
+
+    @property
     def ratio(self) -> float:
         """Step time after over before: what decoding takes on paper; NaN where there is no steady state."""
         before, after = self.before, self.after
@@ -97,11 +104,15 @@ def changes(
         if found.constraint == limit and (value := getattr(now.engine, limit)):
             yield f"{pool}: {limit} {2 * value}", (f"fleet.{pool}.engine.{limit}={2 * value}",)
     parallel = 2 * now.tensor_parallel
-    if now.replicas % 2 == 0:
+    if now.replicas % 2 == 0 and 2 * now.engine.max_num_seqs <= now.engine.max_num_batched_tokens:
         half = now.replicas // 2
         yield (
-            f"{pool}: the same GPUs as {count(half, 'replica')} of {parallel}",
-            (f"fleet.{pool}.tensor_parallel={parallel}", f"fleet.{pool}.replicas={half}"),
+            f"{pool}: the same GPUs as {count(half, 'replica')} of {parallel}, each with twice the sequences",
+            (
+                f"fleet.{pool}.tensor_parallel={parallel}",
+                f"fleet.{pool}.replicas={half}",
+                f"fleet.{pool}.engine.max_num_seqs={2 * now.engine.max_num_seqs}",
+            ),
         )
     yield (
         f"{pool}: tensor_parallel {parallel} ({parallel} GPUs a replica)",
@@ -229,6 +240,8 @@ def projected(tiers: Sequence[Mapping[str, Any]], fix: Fix) -> dict[str, tuple[s
             name, goal, was = objective(tier, target), target["target_s"], target["observed_s"]
             if was is None or math.isnan(fix.ratio):
                 found[name] = ("", nothing)
+            elif target["metric"] == "ttft" and fix.fuller:  # its queue may be another one
+                found[name] = ("", "not estimated")
             else:
                 then = was * fix.ratio
                 state = "holds" if then <= goal else "MISSED"

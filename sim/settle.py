@@ -18,11 +18,19 @@ _CHUNK = 2048  # tokens of the prefill chunk whose cost stands for all
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """Sequences in the batch of a replica and seconds of a step; `full`: no batch that fits keeps up."""
+    """Sequences in the batch of a replica and seconds of a step.
+
+    `share` is the batch over the largest that fits: what is left is for bursts; 1 where no batch keeps up.
+    """
 
     batch: float
     step_s: float
-    full: bool
+    share: float
+
+    @property
+    def full(self) -> bool:
+        """Whether no batch that fits keeps up with what comes in."""
+        return self.share >= 1.0
 
 
 def settle(
@@ -34,7 +42,7 @@ def settle(
     """
     rate = demand.rate_per_s / replicas
     if demand.decode_tokens <= 0:
-        return Settled(0.0, cost.base_s(1, 0), False)
+        return Settled(0.0, cost.base_s(1, 0), 0.0)
     read = demand.read_token_steps / demand.decode_tokens
     held = demand.kv_token_steps / demand.decode_tokens
 
@@ -50,8 +58,9 @@ def settle(
 
     low, high = 0.0, max(1.0, min(float(max_num_seqs), kv_tokens / held if held else math.inf))
     if short(high):
-        return Settled(high, step_s(high), True)
+        return Settled(high, step_s(high), 1.0)
+    most = high
     while high - low > 0.5:
         middle = (low + high) / 2
         low, high = (middle, high) if short(middle) else (low, middle)
-    return Settled(high, step_s(high), False)
+    return Settled(high, step_s(high), high / (most + 1.0))

@@ -15,6 +15,7 @@ from pricing.contract import price
 from scenarios.loader import loads
 from sim.resolve import resolve
 from sim.run import run
+from sim.settle import Settled
 from sim.store import save
 from tests.sim import fixtures
 
@@ -47,7 +48,7 @@ def test_a_fix_costs_what_its_gpus_cost_an_hour() -> None:
     assert by_what["thinker: 3 replicas"].usd_per_h == pytest.approx(4 * 3.60)
     doubled = by_what["thinker: tensor_parallel 2 (2 GPUs a replica)"]
     assert (doubled.gpus, doubled.usd_per_h) == (5, pytest.approx(5 * 3.60))
-    same = by_what["thinker: the same GPUs as 1 replica of 2"]
+    same = by_what["thinker: the same GPUs as 1 replica of 2, each with twice the sequences"]
     assert same.usd_per_h == pytest.approx(3 * 3.60)
     assert "careful thinks less: width 2 (its accuracy falls)" in by_what
 
@@ -65,6 +66,17 @@ def test_a_run_with_a_queue_has_no_estimate_but_a_word_on_the_next_queue() -> No
     states = fixes.projected(told["tiers"], late)
     assert math.isnan(late.ratio)
     assert {state for _, state in states.values()} == {"no queue on paper"}
+
+
+def test_a_first_token_has_no_estimate_where_less_of_the_batch_is_left_for_bursts() -> None:
+    _, told = found(fixtures.SCENARIO, slow=0.1)
+    calm, full = Settled(10.0, 0.01, 0.2), Settled(40.0, 0.01, 0.8)
+    for before, after, expected in ((full, calm, "holds"), (calm, full, "not estimated")):
+        fix = fixes.Fix("x", ("a=1",), 1, 1.0, before, after, "")
+        states = fixes.projected(told["tiers"], fix)
+        assert states["careful TTFT p95 2.00 s"][1] == expected
+        assert states["careful E2E p95 60.0 s"][1] == "holds"
+        assert fixes.overall(states) == expected
 
 
 def test_a_run_of_the_change_is_known_by_what_it_plays_and_not_by_its_name(tmp_path: Path) -> None:
