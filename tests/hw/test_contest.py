@@ -84,6 +84,13 @@ def test_a_tree_too_big_for_memory_is_a_line_of_its_own():
     assert "skipped" in contest.table([row])
 
 
+def test_the_trees_of_a_goal_come_first_and_all_come_once():
+    trees = [(p.branches, p.prefix, p.suffix) for p, _ in contest.Trees().points()]
+    assert trees[:2] == [(8, 32768, 128), (64, 8192, 128)]
+    assert len(set(trees)) == len(trees) == 48
+    assert sum(marked for _, marked in contest.Trees().points()) == 12
+
+
 def row(ours: float, best: float, b: int = 2, p: int = 512, s: int = 128) -> dict:
     return {
         "B": b,
