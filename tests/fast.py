@@ -45,7 +45,7 @@ def build(root: Path = ROOT) -> Path:
     if place.is_dir():
         return place
     builds(root).mkdir(parents=True, exist_ok=True)
-    older = list(builds(root).iterdir())
+    older = [folder for folder in builds(root).iterdir() if len(folder.name) == len(place.name)]
     with tempfile.TemporaryDirectory(dir=builds(root), ignore_cleanup_errors=True) as beside:
         made = Path(beside) / "core"
         subprocess.run(
@@ -56,7 +56,8 @@ def build(root: Path = ROOT) -> Path:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        made.rename(place)
+        if not place.is_dir():  # somebody may have built the same beside us
+            made.rename(place)
     for folder in older:
         shutil.rmtree(folder, ignore_errors=True)
     return place
