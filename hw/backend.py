@@ -124,6 +124,8 @@ def cuda_backend() -> Backend:
         try:
             torch.cuda.synchronize()
             return int(torch.ones(1, dtype=torch.int32, device="cuda").item()) == 1
+        except torch.cuda.OutOfMemoryError:
+            return True
         except Exception:  # noqa: BLE001 (whatever it says: it does not answer)
             return False
 

@@ -83,6 +83,16 @@ def contest(
         except TooBig as error:
             row["status"] = f"skipped: {error}"
             continue
+        except Exception as error:
+            lost = not on.backend.answers()
+            row["status"] = (
+                f"{LOST if lost else 'failed: '}{type(error).__name__}: {_first_line(error)}"
+            )
+            keep(found)
+            if lost:
+                raise cuda.DeviceLost(row["status"]) from error
+            on.backend.spare()
+            continue
         row |= {
             "floor_us": 1e6 * _floor_s(on.device, shape, point),
             "status": "ok",
@@ -125,8 +135,9 @@ def _one(
     except (peers.Absent, TooBig) as error:
         return None, f"skipped: {error}"
     except Exception as error:  # noqa: BLE001 (one that fails must not cost the others)
-        on.spare()
         kind = "failed: " if on.answers() else LOST
+        if kind != LOST:
+            on.spare()
         return None, f"{kind}{type(error).__name__}: {_first_line(error)}"
     row["us"][name] = 1e6 * took.median
     if took.note:
@@ -145,7 +156,8 @@ def _strikes(rows: Sequence[Row]) -> dict[str, int]:
     struck: dict[str, int] = {}
     for row in rows:
         for name in [*row.get("us", {}), *row.get("why_not", {})]:
-            struck[name] = _struck(struck.get(name, 0), row["why_not"].get(name, ""))
+            why_not: dict[str, str] = row.get("why_not", {})
+            struck[name] = _struck(struck.get(name, 0), why_not.get(name, ""))
     return struck
 
 

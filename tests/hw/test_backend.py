@@ -137,6 +137,55 @@ def test_a_gpus_backend_keeps_both_packages_on_one_stream_and_tells_its_provenan
     assert card == ["on torch 77", "on cupy 77", "wait"]
 
 
+def test_a_driver_that_tells_little_or_nothing_costs_no_measurement(card, monkeypatch) -> None:
+    nvml = sys.modules["pynvml"]
+
+    def refused(*given):
+        raise nvml.NVMLError
+
+    monkeypatch.setattr(nvml, "nvmlDeviceGetPowerUsage", refused)
+    clock, power, temperature = backend.backend("cuda").sense()
+    assert (clock, np.isnan(power), temperature) == (1755.0, True, 48.0)
+    monkeypatch.setattr(nvml, "nvmlInit", refused)
+    on = backend.backend("cuda")
+    assert np.isnan(on.sense()).all()
+    assert "driver" not in on.facts
+    assert on.facts["gpu"] == "NVIDIA H200"
+
+
+def test_a_card_is_asked_by_its_own_identity_where_cuda_counts_others(card, monkeypatch) -> None:
+    asked, nvml = [], sys.modules["pynvml"]
+    monkeypatch.setattr(
+        nvml, "nvmlDeviceGetHandleByUUID", lambda name: asked.append(name) or 3, raising=False
+    )
+    properties = sys.modules["torch"].cuda.get_device_properties(0)
+    monkeypatch.setattr(properties, "uuid", "1234-abcd", raising=False)
+    assert backend.backend("cuda").sense()[0] == 1755.0
+    assert asked == ["GPU-1234-abcd"]
+
+
+def test_a_device_answers_until_it_is_lost_and_is_not_lost_when_its_memory_is_full(
+    card, monkeypatch
+) -> None:
+    torch = sys.modules["torch"]
+    one = SimpleNamespace(item=lambda: 1)
+    monkeypatch.setattr(torch, "ones", lambda *size, **more: one, raising=False)
+    monkeypatch.setattr(torch, "int32", "int32", raising=False)
+    on = backend.backend("cuda")
+    assert on.answers()
+
+    def full(*size, **more):
+        raise torch.cuda.OutOfMemoryError
+
+    def broken() -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch, "ones", full)
+    assert on.answers()
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    assert not backend.backend("cuda").answers()
+
+
 def test_a_torch_without_cuda_beside_a_gpu_is_refused_with_the_way_out(card, monkeypatch) -> None:
     monkeypatch.setattr(sys.modules["torch"].cuda, "is_available", lambda: False)
     with pytest.raises(cuda.GpuError, match="install the torch build for your CUDA version"):

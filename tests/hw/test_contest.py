@@ -152,7 +152,10 @@ class Losing:
 
     def backend(self):
         self.lost = False
-        return replace(on_cpu("numpy", 2e7), answers=lambda: not self.lost)
+        return replace(on_cpu("numpy", 2e7), answers=lambda: not self.lost, spare=self.spare)
+
+    def spare(self):
+        assert not self.lost, "a lost device gives nothing back"
 
     def peer(self, forest):
         self.lost, self.faults = True, self.faults + 1
@@ -208,6 +211,26 @@ def test_a_lost_device_costs_the_command_one_tree_of_one_peer_and_a_new_process(
     reasons = [row["why_not"]["peer"] for row in document["trees"]]
     assert reasons[0].startswith("lost the device: RuntimeError: an illegal memory access")
     assert reasons[2:] == ["skipped: it failed 3 times in a row"] * 2
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_tree_that_cannot_be_grown_is_a_row_too(monkeypatch, lost):
+    def forest(on, shape, point):
+        raise MemoryError("no more of it")
+
+    monkeypatch.setattr(peers, "forest", forest)
+    on = bench(replace(on_cpu("numpy", 2e7), answers=lambda: not lost), device("cpu"))
+    kept: list[str] = []
+    arguments = (on, SHAPE, contest.Trees((2,), (32, 64), (5,)), ONCE, silent)
+    keep = lambda rows: kept.append(rows[-1]["status"])  # noqa: E731
+    if lost:
+        with pytest.raises(DeviceLost, match="no more of it"):
+            contest.contest(*arguments, keep=keep)
+        assert kept == ["lost the device: MemoryError: no more of it"]
+    else:
+        rows = contest.contest(*arguments, keep=keep)
+        assert kept == ["failed: MemoryError: no more of it"] * 2
+        assert "no more of it" in contest.table(rows)
 
 
 def test_a_phase_that_fails_or_takes_the_device_is_a_row_and_the_next_begins_behind_it(monkeypatch):
