@@ -1,12 +1,13 @@
 # One word each: run, test, lint, dash, fast, bench, kernels, gpu. Needs make (3.81 or later), pip (22.3 or later) and a Python 3.11 to 3.13.
 # Everything goes into .venv; nothing is installed again until pyproject.toml or constraints.txt change, so a second run works offline.
 .DEFAULT_GOAL := help
-.PHONY: help run test slow screenshots lint dash fast bench kernels gpu gpu-dry replay-cpu readme clean FORCE
+.PHONY: help run test slow screenshots lint dash fast bench kernels gpu gpu-dry replay-cpu engine readme clean FORCE
 
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMPS := $(VENV)/stamps
 KERNELS := $(VENV)/kernels
+ENGINE := $(VENV)/engine
 PAGE := $(if $(wildcard dashboards/app.py),$(STAMPS)/dashboard)
 
 # An environment whose Python no longer starts, or that belongs to another clone, is made again.
@@ -26,6 +27,7 @@ help:
 	@echo "make gpu     what needs an NVIDIA GPU: tests, profile, kernel benchmark (gpu-tests, gpu-profile, gpu-bench),"
 	@echo "             the replay and Countdown (gpu-replay, gpu-countdown)"
 	@echo "make gpu-dry the same host code where there is none"
+	@echo "make engine  the tests of the tiny engine that need torch (installs it, apart: large)"
 	@echo "make replay-cpu the searches on the real tiny engine, beside their prediction (needs torch)"
 	@echo "make readme  put the report of \`make run\`, and the tree, into README.md"
 	@echo "make screenshots  take the pictures of the page in docs/pictures (needs a Chromium)"
@@ -122,6 +124,13 @@ gpu-dry-replay: $(STAMPS)/test
 	@$(PY) -m pytest -q tests/sim/test_replay.py tests/hw/test_engine_on_kernels.py
 	@$(PY) -m sim.replay --device cuda --seconds 40 --dry-run --out build/gpu-dry/replay
 
+# Everything that needs torch, on this machine's CPU: the tiny engine replays searches tick by tick. Torch may be large
+# (on Linux its default build brings CUDA along), so only this asks for it; a torch that is at hand is taken.
+engine: $(STAMPS)/engine
+	@echo "==> the mini-engine, its replay and Countdown's models, on torch"
+	@PYTHONPATH=$(ENGINE) $(PY) -c "import torch" && PYTHONPATH=$(ENGINE) $(PY) -m pytest -n 2 --dist loadfile tests/sim/test_replay_on_a_real_engine.py \
+	  tests/hw/test_engine.py tests/hw/test_engine_on_kernels.py tests/models/test_countdown.py
+
 gpu-dry-countdown: $(STAMPS)/test
 	@$(PY) -m pytest -q tests/models/test_countdown.py
 	@if $(PY) -c "import torch" 2>/dev/null; then $(PY) -m models.countdown.train --preset tiny --out build/gpu-dry/countdown; \
@@ -206,4 +215,12 @@ $(STAMPS)/kernels: $(STAMPS)/test
 	echo "==> $(KERNELS): CuPy and NVRTC (160 MB, once)"; \
 	rm -rf $(KERNELS); $$pip install -c constraints.txt --no-deps --target $(KERNELS) \
 	  cupy-cuda13x nvidia-cuda-nvrtc cuda-pathfinder; \
+	touch $@
+
+$(STAMPS)/engine: $(STAMPS)/test
+	@set -e; $(find_pip); \
+	rm -rf $(ENGINE); if ! $(PY) -c "import torch" 2>/dev/null; then \
+	  echo "==> $(ENGINE): torch (200 MB for the CPU build, once)"; \
+	  $$pip install -c constraints.txt --target $(ENGINE) torch==2.13.0; \
+	fi; \
 	touch $@
