@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ NEVER: Final = "never answered"
 # What a split looks at, so that nothing else of a long run is copied group by group.
 _USED = ("replication", "measured", "arrival_s", "tier", "class", "status", "correct", "accepted", "difficulty",
          "cost_usd", "charge_usd", "refund_usd", "credit_usd")  # fmt: skip
+_SPENT = ("replication", "arrival_s", "cost_usd", "charge_usd", "refund_usd", "credit_usd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +86,15 @@ def breakdown(priced: Priced, by: str) -> Breakdown:
     """The measured queries split by one of `LABELS`; a group without a query does not appear."""
     queries, overhead = priced.result.queries, priced.bill.overhead
     table = measured({name: queries[name] for name in _USED})
-    label = LABELS[by]
-    groups = split(table, label(table), overhead)
-    whole = estimate(lambda rows: cross_subsidy(rows, label(rows), overhead), table)
+    labels = LABELS[by](table)
+    groups = split(table, labels, overhead)
+    numbers = np.zeros(
+        len(labels), dtype=np.int64
+    )  # a group each: no text is copied or compared again
+    for number, group in enumerate(groups):
+        numbers[labels == group.label] = number
+    spent = {name: table[name] for name in _SPENT} | {"group": numbers}
+    whole = estimate(lambda rows: cross_subsidy(rows, rows["group"], overhead), spent)
     return Breakdown(by, groups, whole)
 
 
@@ -118,7 +125,7 @@ def split(table: Table, labels: NDArray[np.str_], overhead: float) -> tuple[Grou
 
 def cross_subsidy(
     table: Table,
-    labels: NDArray[np.str_],
+    labels: NDArray[Any],
     overhead: float,
     weight: NDArray[np.float64] | None = None,
 ) -> float:

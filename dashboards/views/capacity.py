@@ -61,22 +61,25 @@ def _mend(run: data.Run) -> None:
     bill = number(run.summary["money"]["bill"]["total_usd"])
     now = fixes.judged(run.summary["tiers"])
     verdict = fixes.overall(now)
-    rows = [_fix_row("as it is", verdict, base, usd, 0.0, now, f"this run, {words.usd(bill)}")]
+    rows = [_fix_row("as it is", verdict, base, usd, 0.0, now, "this run", words.usd(bill))]
     holding: list[tuple[float, str]] = []
     for fix in found:
         if fix.essence in played:
             name, head = played[fix.essence]
             states = fixes.judged(head["tiers"])
             paid = number(head["money"]["bill"]["total_usd"])
-            basis = f"simulated: run {name}, {words.usd(paid)}"
+            basis = f"simulated: run {name}"
+            bought = f"{words.usd(paid)} ({words.change(paid - bill, 'USD')})"
             verdict = fixes.overall(states)
             if verdict == "holds":
                 holding.append((fix.usd_per_h, _holds(fix, usd, paid - bill)))
         else:
             states, basis = fixes.projected(run.summary["tiers"], fix), "estimated on paper"
-            verdict = f"≈ {fixes.overall(states)}"
+            verdict, bought = f"≈ {fixes.overall(states)}", "-"
         more = fix.usd_per_h - usd
-        rows.append(_fix_row(fix.what, verdict, fix.gpus, fix.usd_per_h, more, states, basis))
+        rows.append(
+            _fix_row(fix.what, verdict, fix.gpus, fix.usd_per_h, more, states, basis, bought)
+        )
     if holding:
         st.success(plain(min(holding)[1]))
     least = min(holding)[0] if holding else math.inf
@@ -114,6 +117,7 @@ def _fix_row(
     more: float,
     states: dict[str, tuple[str, str]],
     basis: str,
+    bought: str,
 ) -> dict[str, Any]:
     return {
         "change": what,
@@ -121,6 +125,7 @@ def _fix_row(
         "USD an hour": words.usd(usd),
         "more an hour": words.change(more, "USD"),
         "GPUs": gpus,
+        "bill of this run": bought,
         "basis": basis,
         **{name: f"{shown} {state}".strip() for name, (shown, state) in states.items()},
     }

@@ -62,7 +62,7 @@ def main() -> None:
         st.altair_chart(charts.waterfall(_row(money)))
     with right:
         st.subheader("Who pays for whom")
-        by = page.choose("By", "by", list(LABELS), "difficulty")
+        by = page.choose("By", "by", list(LABELS))
         found = page.once(run, ("split", changes, by), lambda: breakdown(now, by))
         st.altair_chart(charts.transfers(found.groups))
         if not math.isnan(found.cross_subsidy.value):
@@ -207,6 +207,7 @@ def _group(group: Any) -> dict[str, Any]:
         "paid": words.usd(group.paid_usd),
         "margin": words.usd(group.margin_usd),
         "transfer": words.usd(group.transfer_usd),
+        "transfer per 1,000": words.usd(1000 * group.transfer_usd / group.n),
     }
 
 
