@@ -23,7 +23,7 @@ from typing import Any, Final
 import numpy as np
 from scipy.special import betaincinv, gammaincinv
 
-from models.keyed import GOLDEN, MASK, child_key, mix, normal, normals, uniform
+from models.keyed import GOLDEN, LANES, MASK, chains, child_key, mix, normal, normals, uniform
 from models.lengths import Quantile, quantile
 from models.tree import Node, Until
 from models.verifier import VerifierModel
@@ -35,6 +35,7 @@ OWN: Final = 1 << 18  # plus the verifier's version: what its versions do not ha
 NOISE: Final = 1 << 16  # plus the verifier's version
 HALF: Final = 1 << 32  # a step's key holds three draws: 32 bits of survival above,
 ERROR_SHIFT: Final = 12  # 16 bits of step error in the middle,
+ALONE: Final = 2  # children of a node that are grown one by one; more are likely to be LANES more
 TABLE: Final = 4096  # and 12 bits of step length below
 UNBOUNDED: Final = 1 << 62
 LOSES: Final = 32  # tries that all fail where solutions lose their thread
@@ -121,7 +122,8 @@ class World:
         "model", "key", "root", "difficulty", "verifier",
         "_steps", "_survive", "_table", "_lengths", "_right", "_labels", "_sticks", "_left",
         "_apart", "_limit", "_noise", "_normals", "_ramble", "_rho", "_fresh", "_sigmas", "_gain_right",
-        "_gain_wrong", "_errors", "_extras", "_classes", "_keys", "_plain",
+        "_gain_wrong", "_errors", "_extras", "_classes", "_keys", "_plain", "_fertile", "_first",
+        "_ahead",
     )  # fmt: skip
 
     def __init__(
@@ -159,6 +161,9 @@ class World:
             and not (self._ramble or model.recovery or model.diversity or model.reasoning_share)
             and (verifier is None or not verifier.version)
         )
+        self._fertile: Node | None = None  # of whose children, from this number on,
+        self._first = 0
+        self._ahead: list[tuple[int, ...]] = []  # these are the keys
         self._gain_right: tuple[float, ...] = ()
         self._gain_wrong: tuple[float, ...] = ()
         self._sigmas: tuple[float, ...] = ()
@@ -273,11 +278,9 @@ class World:
         draws = self._normals if noisy else ()
         key, ordinal, tokens = parent.key, number, 0
         last = steps + self._extra(wrong)
+        known = self._known(parent, number, k) if number >= ALONE and k < steps else ()
         while True:
-            key = (key + (ordinal + 1) * GOLDEN) & MASK
-            key = ((key ^ (key >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-            key = ((key ^ (key >> 27)) * 0x94D049BB133111EB) & MASK
-            key ^= key >> 31
+            key = known[k] if known and k < steps else child_key(key, ordinal)
             ordinal = 0
             if not wrong and key >> 32 >= survive[k]:
                 wrong = self._wrong_answer(uniform(key, WRONG))
@@ -292,6 +295,14 @@ class World:
         path = parent.path_tokens + tokens
         answer, hidden = self._label(wrong), (k, wrong, error, 0, None)
         return Node(parent, number, k, tokens, path, True, answer, NAN, tokens, 0, key, hidden)
+
+    def _known(self, parent: Node, number: int, k: int) -> tuple[int, ...]:
+        """The keys of child `number` and its only descendants: at place j that of step j + 1, from k on."""
+        first = number - (number - ALONE) % LANES
+        if parent is not self._fertile or first != self._first:
+            self._fertile, self._first = parent, first
+            self._ahead = [(0,) * k + chain for chain in chains(parent.key, first, self._steps - k)]
+        return self._ahead[number - first]
 
     def _fate(self, k: int, wrong: int, key: int, luck: int, ordinal: int) -> int:
         """The wrong answer (or RIGHT) after step k + 1, for whose survival `luck` was drawn."""

@@ -10,6 +10,7 @@ from scipy import stats
 
 from models.keyed import (
     GOLDEN,
+    chains,
     child_key,
     mix,
     mix_array,
@@ -85,3 +86,14 @@ def test_siblings_and_their_mother_are_uncorrelated() -> None:
 def test_a_negative_seed_is_refused_with_its_value() -> None:
     with pytest.raises(ValueError, match="must be >= 0, got -1, 0, 0"):
         stream_key(-1, 0, 0)
+
+
+@given(key=st.integers(0, 2**64 - 1), first=st.integers(0, 1_000), steps=st.integers(1, 5))
+def test_keys_scrambled_side_by_side_are_those_of_each_alone(
+    key: int, first: int, steps: int
+) -> None:
+    for lane, chain in enumerate(chains(key, first, steps)):
+        expected = [child_key(key, first + lane)]
+        while len(expected) < steps:
+            expected.append(child_key(expected[-1], 0))
+        assert list(chain) == expected
