@@ -64,3 +64,4 @@ def test_the_command_says_in_short_what_happened_and_fails_where_something_did(
     assert "assert 3 == 4" in text
     assert "crashed: test_it.py::test_crashes" in capfd.readouterr().out
     assert main(["--out", str(out), "--", *words(folder), "-k", "nothing_like_it"]) == 1
+    assert main(["--out", str(out), "--", *words(folder), "-k", "skips"]) == 1

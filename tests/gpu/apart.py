@@ -82,7 +82,7 @@ def _append(journal: Path, what: dict[str, str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command: 0 where none failed, crashed or hung; also writes tests.txt, the outcomes in short."""
+    """The command: 0 where some passed and none failed, crashed or hung; writes tests.txt, the outcomes in short."""
     parser = argparse.ArgumentParser(prog="python -m tests.gpu.apart", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--limit", type=float, default=560.0, help="seconds in all")
@@ -100,9 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lines.append(f"{what['outcome']}: {name}\n{what['text']}".rstrip())
     (given.out / "tests.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join([lines[0], *(line.partition("\n")[0] for line in lines[1:])]))
-    return int(
-        not found or any(what["outcome"] not in ("passed", "skipped") for what in found.values())
-    )
+    # Where nothing passed, nothing was tested: all skipped is no success on a machine with a GPU.
+    good = set(counts) <= {"passed", "skipped"} and counts["passed"] > 0
+    return int(not good)
 
 
 if __name__ == "__main__":
