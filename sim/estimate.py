@@ -55,8 +55,7 @@ def interval(
     `least` rows. NaN with fewer than two groups or where a group has no finite value.
     Source: Law, Simulation Modeling and Analysis, sections 9.4.1 and 9.5.3, 2015.
     """
-    counts = np.bincount(table["replication"]) if size(table) else np.array([])
-    replications = np.flatnonzero(counts)
+    replications = np.unique(table["replication"]) if size(table) else np.array([])
     if replications.size > 1:
         groups = [select(table, table["replication"] == one) for one in replications]
     elif size(table) >= _BATCHES * least:
