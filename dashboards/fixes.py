@@ -271,6 +271,12 @@ def overall(found: Mapping[str, tuple[str, str]]) -> str:
     return next((word for word in order if word in states), "no objective")
 
 
+def missing(found: Mapping[str, tuple[str, str]]) -> str:
+    """The tiers that miss, as ": careful, assured"; empty where none does."""
+    tiers = [name.rsplit(" ", 4)[0] for name, (_, state) in found.items() if state == "MISSED"]
+    return f": {', '.join(dict.fromkeys(tiers))}" if tiers else ""
+
+
 def essence(loaded: Loaded) -> str:
     """What decides a run, as `data.essence` reads it from a run's directory."""
     return data.essence(loaded.raw)

@@ -121,7 +121,7 @@ def _fix_row(
 ) -> dict[str, Any]:
     return {
         "change": what,
-        "verdict": verdict,
+        "verdict": verdict + fixes.missing(states),
         "USD an hour": words.usd(usd),
         "more an hour": words.change(more, "USD"),
         "GPUs": gpus,

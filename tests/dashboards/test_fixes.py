@@ -79,6 +79,15 @@ def test_a_first_token_has_no_estimate_where_less_of_the_batch_is_left_for_burst
         assert fixes.overall(states) == expected
 
 
+def test_a_verdict_names_the_tiers_that_miss_once_each() -> None:
+    states = {
+        "a b E2E p95 60.0 s": ("70 s", "MISSED"),
+        "a b TTFT p95 900 ms": ("1 s", "MISSED"),
+        "c E2E p95 9.00 s": ("1 s", "holds"),
+    }
+    assert fixes.overall(states) + fixes.missing(states) == "MISSED: a b"
+
+
 def test_a_run_of_the_change_is_known_by_what_it_plays_and_not_by_its_name(tmp_path: Path) -> None:
     made, told = found(fixtures.SCENARIO)
     for number, fix in enumerate(made):
