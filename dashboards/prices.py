@@ -122,6 +122,8 @@ def refusal(item: Judged) -> str:
     """Why a promise is refused, what its sale would do, and the sample that it would take."""
     where = f"{words.name(item.tier)}, {words.name(item.query_class)}"
     text = f"{where}: {words.share(item.promise)} is refused: {item.reason}."
+    if not item.queries:
+        return text
     if item.as_sold is not None:
         sold = item.as_sold
         text += (

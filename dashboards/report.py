@@ -195,12 +195,16 @@ def _tiers(tiers: list[TierMetrics]) -> RenderableType:
             words.share(tier.calibration.mean_confidence),
             words.number(tier.calibration.ece),
         )
-    turned_away = [
-        f"{words.name(tier.tier)}: {words.share(tier.refused / tier.n)} of its queries were refused on arrival."
+    notes = [
+        f"{words.name(tier.tier)}: {words.share(count / tier.n)} of its queries {what}."
         for tier in tiers
-        if tier.refused
+        for count, what in (
+            (tier.refused, "were refused on arrival"),
+            (tier.escalated, "went on to the larger model"),
+        )
+        if count
     ]
-    return Group(grid, _lines(turned_away)) if turned_away else grid
+    return Group(grid, _lines(notes)) if notes else grid
 
 
 def _latency(result: Result, tiers: list[TierMetrics]) -> RenderableType:

@@ -93,7 +93,8 @@ def price_queries(
         name: math.nan if rate is None else rate / _HOUR for name, rate in pool_rates.items()
     }
     cost = np.zeros(size(queries))
-    names = ("replication", "policy_pool", "policy_gpu_seconds", "verifier_gpu_seconds")
+    names = ("replication", "policy_pool", "policy_gpu_seconds", "verifier_gpu_seconds",
+             "first_pool", "first_gpu_seconds")  # fmt: skip
     asked = {name: queries[name] for name in names}
     for replication in np.unique(pools["replication"]):
         mine = asked["replication"] == replication
@@ -107,16 +108,21 @@ def price_queries(
 
 def _replication(queries: Table, pools: Table, usd_per_s: Mapping[str, float]) -> Floats:
     """Cost of the queries of one replication, checked against each of its policy pools."""
-    spent, served = queries["policy_gpu_seconds"], queries["policy_pool"]
+    spent = queries["policy_gpu_seconds"]
+    first = queries["first_gpu_seconds"]
+    used = ((first, queries["first_pool"]), (spent - first, queries["policy_pool"]))
     cost, placed = np.zeros(size(queries)), np.zeros(size(queries), dtype=bool)
     verifiers = pools["role"] == "verifier"
     for index in np.flatnonzero(~verifiers):
         name = str(pools["pool"][index])
-        mine = served == name
+        here = np.zeros(size(queries))
+        for seconds, served in used:  # an escalated query has worked in two pools
+            mine = served == name
+            here[mine] += seconds[mine]
+            placed |= mine
         idle, fleet = pools["idle_gpu_seconds"][index], pools["fleet_gpu_seconds"][index]
-        _conserved(f"GPU-seconds of {name}", float(spent[mine].sum()), float(idle), float(fleet))
-        cost[mine] += spent[mine] * usd_per_s[name]
-        placed |= mine
+        _conserved(f"GPU-seconds of {name}", float(here.sum()), float(idle), float(fleet))
+        cost += np.where(here > 0, here * usd_per_s[name], 0.0)
     if spent[~placed].any():
         raise ConservationError("queries have policy GPU-seconds in no policy pool of the run")
     return cost + _verified(queries["verifier_gpu_seconds"], select(pools, verifiers), usd_per_s)

@@ -172,6 +172,8 @@ def _judge(
     assert promised is not None
     assert promised.confidence is not None
     goal, basis, delta = promised.confidence, promised.basis, pricing.delta
+    if resolved.onward(tier_index) is not None:
+        return _uncertified(resolved, class_index, tier_index, cost)
     n = pricing.calibration_queries
     drawn = sample(resolved, class_index, tier_index, n)
     said = confidences(drawn, basis, calibrator)
@@ -201,6 +203,29 @@ def _judge(
         supported=found or highest(honest, drawn.correct, delta, below=goal),
         needed=None if found else plan_sample(honest, drawn.correct, goal, delta),
         at_least=sample_needed(goal, 0, delta),
+        cost_per_query=cost,
+    )
+
+
+def _uncertified(resolved: Resolved, class_index: int, tier_index: int, cost: float) -> Judged:
+    """The promise of a tier that escalates: what two searches come to is not certified."""
+    tier = list(resolved.scenario.tiers)[tier_index]
+    promised = resolved.scenario.tiers[tier].promise
+    assert promised is not None
+    assert promised.confidence is not None
+    goal, pricing = promised.confidence, resolved.scenario.pricing
+    return Judged(
+        tier=tier,
+        query_class=list(resolved.scenario.workload.classes)[class_index],
+        promise=goal,
+        basis=promised.basis,
+        queries=0,
+        certified=None,
+        reason="a tier that escalates answers by two searches, which this version does not certify",
+        as_sold=None,
+        supported=None,
+        needed=None,
+        at_least=sample_needed(goal, 0, pricing.delta),
         cost_per_query=cost,
     )
 

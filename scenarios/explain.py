@@ -26,7 +26,6 @@ _LATER: Final = frozenset(
         "rollback",
         "autoscale",
         "failures",
-        "escalate",
         "canary",
         "objective",
         "swap",

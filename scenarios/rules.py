@@ -23,6 +23,12 @@ def check(data: Mapping[str, Any]) -> Iterator[Finding]:
     workload = _mapping(data, "workload")
     classes = _mapping(workload, "classes")
     yield from _pools(fleet)
+    yield from _escalation(fleet, tiers, classes)
+    if "drift" in _mapping(data, "pricing") and any(
+        "escalate" in _mapping(tiers, n) for n in tiers
+    ):
+        message = "what a drifted verifier does to a tier that escalates is not known"
+        yield ("pricing", "drift"), message, "remove drift, or escalate from the tiers"
     yield from _shares(("tiers",), {name: _share(tier) for name, tier in tiers.items()})
     shares = {name: _share(item) for name, item in classes.items()}
     yield from _shares(("workload", "classes"), shares)
@@ -42,6 +48,9 @@ def check(data: Mapping[str, Any]) -> Iterator[Finding]:
     for name, tier in tiers.items():
         if isinstance(tier, dict):
             yield from _search(("tiers", name), tier, verifier)
+            if isinstance(tier.get("escalate"), dict):
+                again = {"search": _mapping(tier["escalate"], "search")}
+                yield from _search(("tiers", name, "escalate"), again, verifier)
             yield from _price(("tiers", name), tier)
 
 
@@ -113,16 +122,52 @@ def _pools(fleet: dict[str, Any]) -> Iterator[Finding]:
     }
     for role in ("policy", "verifier"):
         pools = [name for name, its in roles.items() if its == role]
-        if len(pools) > 1:
+        most = 2 if role == "policy" else 1
+        if len(pools) > most:
             message = f"{len(pools)} pools with role {role} ({', '.join(pools)})"
-            yield (
-                ("fleet", pools[1]),
-                message,
-                f"this version routes to one {role} pool; merge them",
-            )
+            many = f"one {role} pool" if most == 1 else f"two {role} pools"
+            hint = f"this version routes to {many}; merge them"
+            yield ("fleet", pools[most]), message, hint
         elif not pools and role == "policy" and len(roles) == len(fleet) and fleet:
             hint = "add a pool with role: policy, the model that answers"
             yield ("fleet",), "no pool answers: every pool is a verifier", hint
+
+
+def _escalation(
+    fleet: dict[str, Any], tiers: dict[str, Any], classes: dict[str, Any]
+) -> Iterator[Finding]:
+    """A second policy pool is there to escalate to, and somebody does; what its model makes of each class is said."""
+    policies = [
+        n for n, its in fleet.items() if _mapping(fleet, n).get("role", "policy") == "policy"
+    ]
+    asking = [name for name in tiers if "escalate" in _mapping(tiers, name)]
+    if len(policies) == 2 and not asking:
+        message = f"no tier escalates to {policies[1]}, so nothing would ever run there"
+        hint = f"add escalate: {{below: 80%}} to a tier, or role: verifier to {policies[1]}, or remove it"
+        yield ("fleet", policies[1]), message, hint
+    for name in asking:
+        tier = _mapping(tiers, name)
+        where: Keys = ("tiers", name, "escalate")
+        if len(policies) == 1:
+            hint = "add a second policy pool, for example large: {model: llama-3.1-70b, device: h200-sxm-141gb}"
+            yield where, "there is no pool to escalate to", hint
+        own = tier["escalate"]
+        promise = _mapping(tier, "promise")
+        if isinstance(own, dict) and not ("below" in own or "confidence" in promise):
+            yield where, "nothing says how sure an answer has to be", "add below: 80%"
+        budget = promise.get("budget")
+        if budget is not None:
+            message = "a promised budget bounds a whole query, and this one may search twice"
+            yield (*where[:2], "promise", "budget"), message, "write max_tokens into each search"
+    for name, item in classes.items():
+        said = isinstance(item, dict) and "escalated" in item
+        if asking and isinstance(item, dict) and not said:
+            hint = "add escalated: {pass_rate: {kind: beta, a: 8, b: 1}}, or escalated: {} where it is no better"
+            message = "nothing says what the model that doubtful queries escalate to makes of these"
+            yield ("workload", "classes", name), message, hint
+        elif said and not asking:
+            path: Keys = ("workload", "classes", name, "escalated")
+            yield path, "no tier escalates", "add escalate: {below: 80%} to a tier, or remove it"
 
 
 def _class(path: Keys, item: Any, tiers: dict[str, Any], trace: bool) -> Iterator[Finding]:

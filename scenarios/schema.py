@@ -65,6 +65,7 @@ __all__ = [
     "Drift",
     "Empirical",
     "Engine",
+    "Escalate",
     "Gamma",
     "Horizon",
     "Kv",
@@ -114,7 +115,11 @@ QUESTION_KINDS: Final = ("single_step", "steps", "thinking")
 
 
 class QueryClass(Strict):
-    """One kind of query: its share of the arrivals, its lengths and how hard its questions are."""
+    """One kind of query: its share of the arrivals, its lengths and how hard its questions are.
+
+    `escalated` are the parameters of its questions that differ for the model that doubtful ones escalate to,
+    such as its pass rate: the same questions in the same order of difficulty, another model's luck.
+    """
 
     share: Share = 1.0
     preset: Text | None = None
@@ -123,6 +128,7 @@ class QueryClass(Strict):
     question: Annotated[dict[str, Any], BeforeValidator(_question)] | None = None
     shared_prefix_tokens: WholeTokens = 0
     tiers: dict[Name, Share] | None = None
+    escalated: dict[str, Any] | None = None
 
 
 class Workload(Strict):
@@ -297,6 +303,17 @@ class Slo(RootModel[dict[SloTarget, Annotated[Seconds, Field(gt=0)]]]):
         return self.root
 
 
+class Escalate(Strict):
+    """When a query starts again at the second policy pool, and with which search (else the tier's own).
+
+    `below`: the calibrated confidence under which its first answer is not good enough; by default what the
+    tier promises. Budgets inside a search bound that search alone.
+    """
+
+    below: Annotated[Share, Field(gt=0, lt=1)] | None = None
+    search: Search | None = None
+
+
 class Tier(Strict):
     """One service level: its share of the queries, how it thinks, what it promises and costs.
 
@@ -307,6 +324,7 @@ class Tier(Strict):
     share: Share = 1.0
     search: Search = Search()
     shed_above: Annotated[Multiple, Field(gt=0)] | None = None
+    escalate: Escalate | None = None
     promise: Promise | None = None
     slo: Slo | None = None
     price: Price | None = None

@@ -121,8 +121,13 @@ def width(search: Search) -> tuple[int, int]:
     return big.side, big.kept
 
 
-def demand(queries: Table, scenario: Scenario, pool: Pool, rate_per_s: float) -> Demand:
-    """The mean demand of answered queries on a pool of the scenario (a verifier reads every token)."""
+def demand(
+    queries: Table, scenario: Scenario, pool: Pool, rate_per_s: float, *, escalated: bool = False
+) -> Demand:
+    """The mean demand of answered queries on a pool of the scenario (a verifier reads every token).
+
+    `escalated`: it is the pool where they search again.
+    """
     prompt, tokens = (
         queries[name].astype(np.float64) for name in ("input_tokens", "output_tokens")
     )
@@ -133,7 +138,8 @@ def demand(queries: Table, scenario: Scenario, pool: Pool, rate_per_s: float) ->
     held, read = np.zeros_like(prompt), np.zeros_like(prompt)
     for name, tier in scenario.tiers.items():
         rows = queries["tier"] == name
-        side, kept = width(tier.search)
+        again = tier.escalate.search if escalated and tier.escalate is not None else None
+        side, kept = width(again or tier.search)
         steps = tokens[rows] / side
         alone = prompt[rows] * tokens[rows] + tokens[rows] * (steps + 1) / 2
         together = steps * prompt[rows] + kept * steps * (steps + 1) / 2
@@ -148,6 +154,7 @@ def bounds(result: Result, scenario: Scenario, costs: Mapping[str, StepCost]) ->
     Queries that were never answered count at the mean of those that were.
     """
     found = []
+    second = [name for name, pool in scenario.fleet.items() if pool.role == "policy"][1:]
     offered = measured(result.queries)
     span = span_s(result)
     for name, pool in scenario.fleet.items():
@@ -156,15 +163,14 @@ def bounds(result: Result, scenario: Scenario, costs: Mapping[str, StepCost]) ->
             continue
         mine = offered
         if pool.role == "policy":
-            known = answered(offered)
-            mine = select(offered, (offered["policy_pool"] == name) | ~known)
+            mine = _seen_at(offered, name)
         served = select(mine, answered(mine))
         if not size(served) or span <= 0:
             continue
         found.append(
             pool_bound(
                 name,
-                demand(served, scenario, pool, size(mine) / span),
+                demand(served, scenario, pool, size(mine) / span, escalated=name in second),
                 costs[name],
                 kv_tokens=float(result.pools["pages_total"][rows][0]) * pool.engine.block_size,
                 max_num_seqs=pool.engine.max_num_seqs,
@@ -173,6 +179,14 @@ def bounds(result: Result, scenario: Scenario, costs: Mapping[str, StepCost]) ->
             )
         )
     return tuple(found)
+
+
+def _seen_at(offered: Table, pool: str) -> Table:
+    """The queries that worked in a policy pool, with the tokens that they generated there."""
+    first, last = offered["first_pool"] == pool, offered["policy_pool"] == pool
+    before = offered["first_output_tokens"]
+    here = np.where(first, before, offered["output_tokens"] - before)
+    return select({**offered, "output_tokens": here}, first | last)
 
 
 def noted(result: Result, scenario: Scenario, costs: Mapping[str, StepCost]) -> Result:

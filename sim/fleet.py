@@ -43,27 +43,43 @@ ROUTERS: Mapping[str, Router] = MappingProxyType(
 
 
 class Fleet:
-    """The replicas of one replication: one policy pool and perhaps one verifier pool."""
+    """The replicas of one replication: a policy pool, and perhaps one to escalate to and one that verifies."""
 
     def __init__(
-        self, env: simpy.Environment, policy: ResolvedPool, judge: ResolvedPool | None
+        self,
+        env: simpy.Environment,
+        policy: ResolvedPool,
+        judge: ResolvedPool | None,
+        large: ResolvedPool | None = None,
     ) -> None:
         self.env = env
         self.policy = _replicas(env, policy)
+        self.large = _replicas(env, large) if large is not None else []
+        self._route_large = ROUTERS[large.pool.router] if large is not None else least_loaded
         self.judges = _replicas(env, judge) if judge is not None else []
         self._route = ROUTERS[policy.pool.router]
         self._route_judge = ROUTERS[judge.pool.router] if judge is not None else least_loaded
 
+    @property
+    def replicas(self) -> tuple[Replica, ...]:
+        """All replicas, pool by pool."""
+        return (*self.policy, *self.large, *self.judges)
+
     def place(self, index: int, key: int) -> tuple[Replica, Replica | None]:
         """Return the policy replica and the verifier replica of query number `index`."""
-        replica = self._route(self.policy, index, key)
-        judge = self._route_judge(self.judges, index, key) if self.judges else None
-        return replica, judge
+        return self._route(self.policy, index, key), self._judge(index, key)
+
+    def place_large(self, index: int, key: int) -> tuple[Replica, Replica | None]:
+        """Return the replica that query number `index` escalates to, and a verifier replica."""
+        return self._route_large(self.large, index, key), self._judge(index, key)
+
+    def _judge(self, index: int, key: int) -> Replica | None:
+        return self._route_judge(self.judges, index, key) if self.judges else None
 
     def timeline(self, replication: int) -> list[tuple[Any, ...]]:
         """Return one row of the timeline table for every replica, as things stand now."""
         rows = []
-        for replica in (*self.policy, *self.judges):
+        for replica in self.replicas:
             batch = replica.batch
             count = batch.tree.count()
             rows.append(

@@ -96,6 +96,7 @@ class TierMetrics:
     cut: int
     refused: int
     unfinished: int
+    escalated: int
     accuracy: Estimate
     coverage: Estimate
     precision: Estimate
@@ -224,6 +225,7 @@ def _tier(name: str, tier: Tier, table: Table, span: float) -> TierMetrics:
         cut=int((status == "cut").sum()),
         refused=int((status == "refused").sum()),
         unfinished=int((status == "unfinished").sum()),
+        escalated=int((table["first_pool"] != table["policy_pool"]).sum()),
         accuracy=estimate(lambda rows: mean(rows["correct"]), kept, bounds=(0, 1)),
         coverage=estimate(lambda rows: mean(rows["accepted"]), table, bounds=(0, 1)),
         precision=estimate(lambda rows: mean(rows["correct"]), sold, bounds=(0, 1)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
@@ -42,7 +42,7 @@ class Thinking:
     __deletable__ = ("session", "world")  # says mypyc: models/compiled.py
     __slots__ = (
         "row", "session", "world", "replica", "judge", "prefix", "arrival_s", "first_token_s",
-        "scheduled_s", "finish_s", "answer_start_s", "verify_s", "root", "judge_root", "growing", "keep", "spent", "difficulty",
+        "scheduled_s", "finish_s", "answer_start_s", "verify_s", "root", "judge_root", "growing", "keep", "then", "spent", "difficulty",
         "streams", "_scoring_since", "policy_s", "judge_s", "preemptions", "peak_pages", "stopped",
         "unfinished_tokens",
     )  # fmt: skip
@@ -62,6 +62,7 @@ class Thinking:
         self.row = row
         self.world = world
         self.keep = False
+        self.then: Callable[[Thinking], None] | None = None  # told when it is over
         self.spent: Spent | None = None
         self.difficulty: float = world.difficulty  # type: ignore[attr-defined]
         replica.searches += 1
@@ -276,6 +277,8 @@ class Thinking:
             self.answer_start_s = self.finish_s
 
         self.spent = self._sum_up()
+        if self.then is not None:
+            self.then(self)
         if not self.keep:
             del self.session, self.world
 

@@ -80,7 +80,12 @@ QUERIES: tuple[Column, ...] = (
     Column("gpu_seconds", "f8", "GPU-s", "attributed to it: policy and verifier"),
     Column("policy_gpu_seconds", "f8", "GPU-s", "attributed to it in policy pools"),
     Column("verifier_gpu_seconds", "f8", "GPU-s", "attributed to it in verifier pools"),
-    Column("policy_pool", "U", "", "policy pool that served it"),
+    Column("first_pool", "U", "", "policy pool where it started"),
+    Column("first_gpu_seconds", "f8", "GPU-s", "attributed to it there, of policy_gpu_seconds"),
+    Column("first_output_tokens", "i8", "tokens", "generated there, of output_tokens"),
+    Column(
+        "policy_pool", "U", "", "policy pool that served it last: not the first if it escalated"
+    ),
     Column("replica", "i4", "", "replica of that pool; -1 if never placed"),
 )
 

@@ -21,6 +21,7 @@ from models.rollout import rollout
 from models.search import ALGORITHMS
 from models.tree import Tree
 from scenarios.errors import UserError
+from sim.escalation import Escalations, elsewhere, in_doubt, together
 from sim.fleet import Fleet
 from sim.kv import DoesNotFitError
 from sim.limits import watch
@@ -28,11 +29,13 @@ from sim.query import Thinking
 from sim.records import Recorder, Result
 from sim.replica import Replica
 from sim.resolve import Resolved, ResolvedClass, ResolvedPool, grown
-from sim.workload import Queries, queries
+from sim.workload import Queries, chain, queries
 
-Calibrators = dict[tuple[int, int], Calibrator]  # by class and tier
+Calibrators = dict[tuple[int, ...], Calibrator]
+"""By class and tier; with a third number, ESCALATED, of the answers that the larger pool gave."""
+ESCALATED = 1
 
-_CALIBRATION = 3  # random stream of the rollouts that calibrate confidence
+_CALIBRATION, _DOUBTS = 3, 7  # random streams of the rollouts that calibrate confidence
 _DECIDED = 1_000  # questions played to calibrate a class that a controller decides on
 _CALIBRATION_BRANCHES = 25_000  # branches grown to calibrate one class in one tier,
 _COLUMNS = 8  # times as many where they are grown in columns
@@ -44,8 +47,15 @@ _DRAIN = 1.0  # a run waits this many horizons for queries that arrived in time
 # -- confidence -------------------------------------------------------------------------------------
 
 
-def calibrate(resolved: Resolved, class_index: int, tier_index: int) -> Calibrator:
-    """Fit signal -> confidence for one class in one tier, on questions that no run will meet."""
+def calibrate(
+    resolved: Resolved, class_index: int, tier_index: int, escalated: int = 0
+) -> Calibrator:
+    """Fit signal -> confidence for one class in one tier, on questions that no run will meet.
+
+    With `escalated` of the larger pool's answers to those questions whose first answer was in doubt.
+    """
+    if escalated:
+        return _calibrate_escalated(resolved, class_index, tier_index)
     item = resolved.classes[class_index]
     chosen = resolved.plans[tier_index]
     decided = _decided(resolved, item, chosen, tokens=1, key=0)
@@ -72,13 +82,43 @@ def _calibrate_decided(resolved: Resolved, class_index: int, tier_index: int) ->
     purpose = class_index * 1000 + tier_index
     signals, correct = [], []
     for key in root_keys(resolved.scenario.seed, purpose, _CALIBRATION, _DECIDED).tolist():
-        world = _world(item, key, tokens, -1)
+        world = item.world(key, tokens, -1)
         chosen = _decided(resolved, item, tier, tokens, key)
         outcome = rollout(search_for(chosen, Tree(world.root)), world, chosen.max_tokens)
         if outcome.answer is not None:
             signals.append(outcome.signal)
             correct.append(outcome.correct)
     return Calibrator.fit(signals, correct)
+
+
+def _calibrate_escalated(resolved: Resolved, class_index: int, tier_index: int) -> Calibrator:
+    first, onward = calibrate(resolved, class_index, tier_index), resolved.onward(tier_index)
+    assert resolved.larger is not None
+    assert onward is not None
+    item, tier = resolved.classes[class_index], resolved.plans[tier_index]
+    large = resolved.larger.classes[class_index]
+    tokens = max(1, round(item.questions.prompt_tokens(0.5)))
+    purpose = class_index * 1000 + tier_index
+    signals, correct = [], []
+    for key in root_keys(resolved.scenario.seed, purpose, _DOUBTS, _DECIDED).tolist():
+        world = item.world(key, tokens, -1)
+        chosen = _decided(resolved, item, tier, tokens, key)
+        found = rollout(search_for(chosen, Tree(world.root)), world, chosen.max_tokens)
+        if in_doubt(found, onward.below, first):
+            world = elsewhere(large.world(key, tokens, -1))
+            again = onward.plan
+            found = rollout(search_for(again, Tree(world.root)), world, again.max_tokens)
+            if found.answer is not None:
+                signals.append(found.signal)
+                correct.append(found.correct)
+    return Calibrator.fit(signals, correct)
+
+
+def calibrated(resolved: Resolved) -> list[tuple[int, ...]]:
+    """What needs a calibrator: each class in each tier, and what it escalates to."""
+    first = pairs(resolved)
+    again = [(c, t, ESCALATED) for c, t in first if resolved.onward(t) is not None]
+    return [*first, *again]
 
 
 def pairs(resolved: Resolved) -> list[tuple[int, int]]:
@@ -94,17 +134,8 @@ def pairs(resolved: Resolved) -> list[tuple[int, int]]:
 
 
 def calibrate_all(resolved: Resolved) -> Calibrators:
-    return {pair: calibrate(resolved, *pair) for pair in pairs(resolved)}
-
-
-def _world(item: ResolvedClass, key: int, tokens: int, given: int) -> Any:
-    return item.questions.world(
-        key,
-        tokens,
-        item.verifier,
-        output_tokens=item.output_tokens,
-        output_tokens_given=given if given > 0 else None,
-    )
+    """Every calibrator of a run."""
+    return {key: calibrate(resolved, *key) for key in calibrated(resolved)}
 
 
 # -- one replication ----------------------------------------------------------------------------------
@@ -139,23 +170,25 @@ def _replicate(
     scenario = resolved.scenario
     demand = queries(scenario, replication, resolved.trace)
     env = simpy.Environment()
-    fleet = Fleet(env, resolved.policy, resolved.judge)
+    larger = resolved.larger.pool if resolved.larger is not None else None
+    fleet = Fleet(env, resolved.policy, resolved.judge, larger)
     recorder = Recorder()
     thinking: list[Thinking | None] = []
     last = float(demand.arrival_s[-1]) if len(demand) else 0.0
     horizon = scenario.horizon
     end = last if horizon.measure_s is None else horizon.warmup_s + horizon.measure_s
-    env.process(arrivals(env, resolved, demand, fleet, thinking))
+    escalations = Escalations(resolved, demand, fleet, thinking, calibrators)
+    env.process(arrivals(env, resolved, demand, fleet, thinking, begun=escalations.watch))
     env.process(_timeline(env, fleet, recorder, replication, end / _SAMPLES))
     try:
         for step in range(1, _SLICES + 1):
             env.run(until=max(end, 1e-9) * step / _SLICES)
             if progress is not None:
                 progress(0.9 * step / _SLICES)
-        thinking_still = [query for query in thinking if query is not None]
+        open_ = list(range(len(thinking)))
         for step in range(1, _SLICES + 1):
-            thinking_still = [q for q in thinking_still if q.spent is None]
-            if not thinking_still:
+            open_ = [row for row in open_ if (q := thinking[row]) is not None and q.spent is None]
+            if not open_:
                 break
             env.run(until=end + max(end * _DRAIN, 60.0) * step / _SLICES)
             if progress is not None:
@@ -164,17 +197,18 @@ def _replicate(
         message, pool = error.args
         raise UserError(f"{resolved.loaded.where(['fleet', pool])}: {message}") from None
     total_s = float(env.now)
-    _record_queries(recorder, resolved, replication, demand, thinking, calibrators, end)
-    for pool, replicas in (
-        (resolved.policy, fleet.policy),
-        *(((resolved.judge, fleet.judges),) if resolved.judge is not None else ()),
-    ):
+    _record_queries(recorder, resolved, replication, demand, thinking, escalations, end)
+    everybody = [query for query in (*thinking, *escalations.first.values()) if query is not None]
+    for pool in resolved.pools:
+        replicas = [one for one in fleet.replicas if one.pool == pool.name]
         recorder.pools.append(
-            _pool_row(pool, replicas, replication, end - horizon.warmup_s, total_s, thinking)
+            _pool_row(pool, replicas, replication, end - horizon.warmup_s, total_s, everybody)
         )
     tables = recorder.tables()
     meta = {
-        "branch_steps": sum(replica.batch.branch_steps for replica in fleet.policy),
+        "branch_steps": sum(
+            replica.batch.branch_steps for replica in (*fleet.policy, *fleet.large)
+        ),
         "provenance": demand.provenance,
     }
     return Result(scenario.name, scenario.seed, *tables, meta)
@@ -187,14 +221,21 @@ def arrivals(
     fleet: Fleet,
     thinking: list[Thinking | None],
     make: Callable[..., Thinking] = Thinking,
+    begun: Callable[[Thinking], None] | None = None,
 ) -> Generator[simpy.Event, Any, Any]:
-    """Let the queries of `demand` arrive and think, each made by `make`; None where it is refused."""
+    """Let the queries of `demand` arrive and think, each made by `make`; None where it is refused.
+
+    `begun` is told of each before it starts.
+    """
     decide = resolved.controller
     plans = resolved.plans
     classes = resolved.classes
     block = resolved.policy.settings.block_size
     room = resolved.policy.settings.num_gpu_blocks * block
-    streams = [chosen.algorithm == "direct" for chosen in plans]
+    streams = [  # nobody is shown an answer that may be withdrawn
+        chosen.algorithm == "direct" and resolved.onward(tier) is None
+        for tier, chosen in enumerate(plans)
+    ]
     sheds = [tier.shed_above for tier in resolved.scenario.tiers.values()]
     scoring = {STAGED} | {name for name, known in ALGORITHMS.items() if known.needs_verifier}
     gpus = resolved.policy.cost.gpus
@@ -220,11 +261,11 @@ def arrivals(
         if bearable is not None and replica.pressure() > bearable:
             thinking.append(None)
             continue
-        world = _world(classes[item], key, tokens, given)
+        world = classes[item].world(key, tokens, given)
         preset = classes[item].questions.name
         known = Features(plans[tier], demand.classes[item], tokens, preset, key, replica.pressure)
         chosen: Plan = decide.plan(known)
-        prefix = _chain(demand.prefix[row], tokens, block) if demand.prefix is not None else ()
+        prefix = chain(demand.prefix[row], tokens, block) if demand.prefix is not None else ()
         query = make(
             row,
             search_for(chosen, Tree(world.root)),
@@ -237,24 +278,11 @@ def arrivals(
             chosen.max_expansions,
         )
         thinking.append(query)
+        if begun is not None:
+            begun(query)
         replica.do(query.start)
         if chosen.deadline_s is not None or chosen.max_gpu_s is not None:
             watch(query, chosen, gpus, judge_gpus)
-
-
-def _chain(pieces: Any, tokens: int, block: int) -> tuple[tuple[Any, int], ...]:
-    """Cut a chain of shared pieces to whole pages that leave at least one token of the prompt."""
-    chain = []
-    room = (tokens - 1) // block * block
-    for key, length in pieces:
-        whole = min(length // block * block, room)
-        if not whole:
-            break
-        chain.append(((key, whole), whole))
-        room -= whole
-        if whole < length:
-            break
-    return tuple(chain)
 
 
 def _timeline(
@@ -271,7 +299,7 @@ def _record_queries(
     replication: int,
     demand: Queries,
     thinking: list[Thinking | None],
-    calibrators: Calibrators,
+    escalations: Escalations,
     end: float,
 ) -> None:
     scenario = resolved.scenario
@@ -279,9 +307,10 @@ def _record_queries(
     tiers = list(scenario.tiers.values())
     promises = [t.promise.confidence if t.promise is not None else None for t in tiers]
     by_score = [t.promise is not None and t.promise.basis == "score" for t in tiers]
-    gpus = resolved.policy.cost.gpus
+    gpus = {pool.name: pool.cost.gpus for pool in resolved.pools}
     judge_gpus = resolved.judge.cost.gpus if resolved.judge is not None else 0
     pool = resolved.policy.name
+    calibrators = escalations.calibrators
     nan = float("nan")
     add = recorder.queries.append
     for row in range(len(demand)):
@@ -296,9 +325,19 @@ def _record_queries(
         if query is None:
             status = "refused" if row < len(thinking) else "unfinished"
             add((*head, status, tokens, 0, 0, 0, 0, 0, nan, nan, nan, nan, 0.0, False, nan, nan,
-                 False, nan, 0, 0, 0.0, 0.0, 0.0, pool, -1))  # fmt: skip
+                 False, nan, 0, 0, 0.0, 0.0, 0.0, pool, 0.0, 0, pool, -1))  # fmt: skip
             continue
         spent = query.settle()
+        first = escalations.first.get(row, query)
+        started = spent if first is query else first.settle()
+        key: tuple[int, ...] = (item, tier)
+        shown_s = query.answer_start_s
+        if first is not query:
+            if spent.answer is not None:
+                key = (item, tier, ESCALATED)
+            else:
+                shown_s = query.finish_s
+            spent = together(started, spent)
         raw = confidence = nan
         accepted = False
         status = "unfinished"
@@ -306,17 +345,23 @@ def _record_queries(
             status = "cut" if spent.cut else "answered"
             if spent.answer is not None and spent.signal == spent.signal:
                 raw = spent.signal
-                calibrated = calibrators[item, tier].confidence(raw)
+                calibrated = calibrators[key].confidence(raw)
                 confidence = raw if by_score[tier] else calibrated
                 promised = promises[tier]
                 accepted = promised is None or confidence >= promised
-        policy_s = query.policy_s * gpus
-        judge_s = query.judge_s * judge_gpus
+        first_s = policy_s = first.policy_s * gpus[pool]
+        judge_s, verify_s = query.judge_s * judge_gpus, query.verify_s
+        preemptions, pages = query.preemptions, query.peak_pages
+        if first is not query:
+            policy_s += query.policy_s * gpus[query.replica.pool]
+            judge_s, verify_s = judge_s + first.judge_s * judge_gpus, verify_s + first.verify_s
+            preemptions, pages = preemptions + first.preemptions, max(pages, first.peak_pages)
         add((*head, status, tokens, spent.tokens, spent.answer_tokens, spent.trajectories,
-             spent.expansions, spent.scores, query.scheduled_s, query.first_token_s,
-             query.answer_start_s, query.finish_s, query.verify_s, spent.correct, raw,
-             confidence, accepted, query.difficulty, query.preemptions, query.peak_pages,
-             policy_s + judge_s, policy_s, judge_s, pool, query.replica.index))  # fmt: skip
+             spent.expansions, spent.scores, first.scheduled_s, first.first_token_s,
+             shown_s, query.finish_s, verify_s, spent.correct, raw,
+             confidence, accepted, first.difficulty, preemptions, pages,
+             policy_s + judge_s, policy_s, judge_s, pool, first_s, started.tokens,
+             query.replica.pool, query.replica.index))  # fmt: skip
 
 
 def _pool_row(
@@ -325,15 +370,16 @@ def _pool_row(
     replication: int,
     span_s: float,
     total_s: float,
-    thinking: list[Thinking | None],
+    everybody: list[Thinking],
 ) -> tuple[Any, ...]:
     batches = [replica.batch for replica in replicas]
     gpus = pool.cost.gpus
     busy_s = sum(batch.busy_s for batch in batches)
     policy = pool.pool.role == "policy"
-    attributed = gpus * sum(
-        (query.policy_s if policy else query.judge_s) for query in thinking if query is not None
-    )
+    if policy:
+        attributed = gpus * sum(q.policy_s for q in everybody if q.replica.pool == pool.name)
+    else:
+        attributed = gpus * sum(query.judge_s for query in everybody)
     fleet_s = total_s * len(replicas) * gpus
     branch_steps = sum(batch.branch_steps for batch in batches)
     if not policy:

@@ -26,6 +26,7 @@ from models.presets import PresetError
 from models.question import QuestionModel, question_model
 from models.search import ALGORITHMS, shape
 from models.verifier import VerifierModel, verifier_model
+from models.world import World
 from scenarios.errors import UserError
 from scenarios.loader import Loaded
 from scenarios.schema import Pool, QueryClass, Scenario, Tier
@@ -60,6 +61,33 @@ class ResolvedClass:
     verifier: VerifierModel | None
     output_tokens: Quantile | None
 
+    def world(self, key: int, tokens: int, given: int) -> World:
+        """The question `key` with a prompt of `tokens`; answers have `given` tokens where a trace says so (> 0)."""
+        return self.questions.world(
+            key,
+            tokens,
+            self.verifier,
+            output_tokens=self.output_tokens,
+            output_tokens_given=given if given > 0 else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Onward:
+    """Which answers of a tier are in doubt, and how they are searched for again."""
+
+    below: float  # calibrated confidence
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Larger:
+    """The pool that doubtful queries escalate to: its model's view of each class, and who goes there."""
+
+    pool: ResolvedPool
+    classes: tuple[ResolvedClass, ...]
+    onward: tuple[Onward | None, ...]  # by tier
+
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
@@ -72,6 +100,7 @@ class Resolved:
     plans: tuple[Plan, ...]  # by tier, in the scenario's order
     trace: Source | None
     controller: Controller = field(default_factory=Fixed)
+    larger: Larger | None = None
 
     @property
     def scenario(self) -> Scenario:
@@ -80,8 +109,13 @@ class Resolved:
 
     @property
     def pools(self) -> tuple[ResolvedPool, ...]:
-        """All pools, the policy's first."""
-        return (self.policy,) if self.judge is None else (self.policy, self.judge)
+        """All pools: the policy's, the one to escalate to, the verifier's."""
+        large = self.larger.pool if self.larger is not None else None
+        return tuple(pool for pool in (self.policy, large, self.judge) if pool is not None)
+
+    def onward(self, tier: int) -> Onward | None:
+        """What becomes of a doubtful answer of a tier; None where it stays as it is."""
+        return self.larger.onward[tier] if self.larger is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +136,11 @@ def resolve(loaded: Loaded) -> Resolved:
     scenario = loaded.scenario
     policies = [name for name, pool in scenario.fleet.items() if pool.role == "policy"]
     judges = [name for name, pool in scenario.fleet.items() if pool.role == "verifier"]
-    for names, role in ((policies, "policy"), (judges, "verifier")):
-        if len(names) > 1:
+    for names, role, most in ((policies, "policy", 2), (judges, "verifier", 1)):
+        if len(names) > most:
             raise UserError(
-                f"{loaded.where(['fleet', names[1]])}: this version routes queries to one {role} pool, "
-                f"and the fleet has {len(names)} ({', '.join(names)}); keep one and set its replicas"
+                f"{loaded.where(['fleet', names[most]])}: this version routes queries to at most {most} "
+                f"{role} pool(s), and the fleet has {len(names)} ({', '.join(names)}); merge them"
             )
     if not policies:
         raise UserError(
@@ -114,7 +148,15 @@ def resolve(loaded: Loaded) -> Resolved:
             "add one, for example: thinker: {model: llama-3.1-8b, device: h200-sxm-141gb}"
         )
     plans = tuple(_plan(loaded, name, tier) for name, tier in scenario.tiers.items())
-    for name, chosen in zip(scenario.tiers, plans, strict=True):
+    larger = _larger(loaded, policies[1], plans, bool(judges)) if len(policies) > 1 else None
+    again = {
+        f"{name} (escalated)": item.plan
+        for name, item in zip(
+            scenario.tiers, larger.onward if larger is not None else (), strict=False
+        )
+        if item is not None
+    }
+    for name, chosen in (*zip(scenario.tiers, plans, strict=True), *again.items()):
         if ALGORITHMS[chosen.algorithm].needs_verifier and not judges:
             raise UserError(
                 f"{loaded.where(['tiers', name, 'search'])}: {chosen.algorithm} scores its answers, and "
@@ -128,7 +170,37 @@ def resolve(loaded: Loaded) -> Resolved:
         for name, item in scenario.workload.classes.items()
     )
     decides = controller_of(loaded, policy.cost, judge.cost if judge is not None else None)
-    return Resolved(loaded, policy, judge, classes, plans, source(scenario), decides)
+    return Resolved(loaded, policy, judge, classes, plans, source(scenario), decides, larger)
+
+
+def _larger(loaded: Loaded, name: str, plans: tuple[Plan, ...], judged: bool) -> Larger:
+    """The second policy pool, its classes, and the tiers that escalate to it."""
+    scenario = loaded.scenario
+    onward: list[Onward | None] = []
+    for (tier_name, tier), own in zip(scenario.tiers.items(), plans, strict=True):
+        asked = tier.escalate
+        if asked is None:
+            onward.append(None)
+            continue
+        promised = tier.promise.confidence if tier.promise is not None else None
+        below = asked.below if asked.below is not None else promised
+        assert below is not None, "scenarios.rules asks for one of them"
+        chosen = own
+        if asked.search is not None:
+            chosen = _plan(loaded, tier_name, tier.model_copy(update={"search": asked.search}))
+        onward.append(Onward(below, chosen))
+    classes = []
+    for class_name, item in scenario.workload.classes.items():
+        spec: dict[str, Any] = {"preset": item.preset} if item.preset is not None else {}
+        spec |= item.question or {}
+        found = _class(
+            loaded,
+            class_name,
+            item.model_copy(update={"question": spec | (item.escalated or {}), "preset": None}),
+            judged,
+        )
+        classes.append(found)
+    return Larger(_pool(loaded, name), tuple(classes), tuple(onward))
 
 
 def estimate(resolved: Resolved) -> Estimate:
@@ -142,10 +214,12 @@ def estimate(resolved: Resolved) -> Estimate:
         queries = float(len(resolved.trace.arrival_s))
     else:
         queries = getattr(scenario.workload.arrivals, "rate", 0.0) * (horizon or 0.0)
-    per_query = sum(
-        tier.share * grown(chosen)
-        for tier, chosen in zip(scenario.tiers.values(), resolved.plans, strict=True)
-    )
+    per_query = 0.0
+    for index, (tier, chosen) in enumerate(
+        zip(scenario.tiers.values(), resolved.plans, strict=True)
+    ):
+        again = resolved.onward(index)  # at the worst everybody goes on
+        per_query += tier.share * (grown(chosen) + (grown(again.plan) if again is not None else 0))
     steps = queries * per_query
     if steps * scenario.replications > MAX_BRANCH_STEPS:
         raise UserError(

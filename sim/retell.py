@@ -129,6 +129,10 @@ def retell(
             f"Replication {replication} has queries 0 to {len(demand) - 1}; there is no {row}."
         )
     env = simpy.Environment()
+    if resolved.larger is not None:
+        raise UserError(
+            "a query of a fleet that escalates cannot be told again: not in this version"
+        )
     fleet = Fleet(env, resolved.policy, resolved.judge)
     thinking: list[Thinking | None] = []
 

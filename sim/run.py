@@ -14,7 +14,7 @@ from typing import Any
 from models.calibration import Calibrator
 from sim.bound import noted
 from sim.records import Result, merge
-from sim.replication import Calibrators, calibrate, calibrate_all, pairs, replicate
+from sim.replication import Calibrators, calibrate, calibrate_all, calibrated, replicate
 from sim.resolve import Estimate, Resolved, estimate, resolve
 
 __all__ = ["Estimate", "Resolved", "calibrate", "estimate", "replicate", "resolve", "run"]
@@ -97,9 +97,9 @@ def _go_on() -> None:
         raise _StoppedError
 
 
-def _calibrate_in_worker(pair: tuple[int, int]) -> Calibrator:
+def _calibrate_in_worker(key: tuple[int, ...]) -> Calibrator:
     _go_on()
-    return calibrate(_shared["resolved"], *pair)
+    return calibrate(_shared["resolved"], *key)
 
 
 def _replicate_in_worker(number: int, calibrators: Calibrators) -> Result:
@@ -120,7 +120,7 @@ def _in_parallel(resolved: Resolved, workers: int, report: Progress) -> list[Res
     pool = ProcessPoolExecutor(workers, context, _begin_worker, (resolved, shares))
     try:
         report(0.0, "calibrating confidence")
-        wanted = pairs(resolved)
+        wanted = calibrated(resolved)
         calibrators = dict(zip(wanted, pool.map(_calibrate_in_worker, wanted), strict=True))
         futures = [
             pool.submit(_replicate_in_worker, number, calibrators) for number in range(count)

@@ -7,7 +7,7 @@ search or the rate meets the same queries, so that two runs can be compared pair
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
@@ -306,3 +306,18 @@ def _blocks(trace: Trace) -> list[Prefix] | None:
             chain[-1] = (blocks[-1], rest)
         chains.append(tuple(chain))
     return chains
+
+
+def chain(pieces: Prefix, tokens: int, block: int) -> tuple[tuple[Hashable, int], ...]:
+    """Cut a chain of shared pieces to whole pages that leave at least one token of the prompt."""
+    found = []
+    room = (tokens - 1) // block * block
+    for key, length in pieces:
+        whole = min(length // block * block, room)
+        if not whole:
+            break
+        found.append(((key, whole), whole))
+        room -= whole
+        if whole < length:
+            break
+    return tuple(found)

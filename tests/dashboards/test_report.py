@@ -82,11 +82,13 @@ def test_every_line_fits_and_holds_no_escape_sequence(width: int) -> None:
 def test_figures_are_not_cut_off_at_100_columns_even_with_long_names_and_large_sums() -> None:
     long = fixtures.SCENARIO.replace("careful", "c" * 64).replace("thinker", "t" * 64)
     result = fixtures.result(n=2000, slow=50)
-    for table, column in ((result.queries, "tier"), (result.queries, "policy_pool"),
+    for table, column in ((result.queries, "tier"), (result.queries, "policy_pool"), (result.queries, "first_pool"),
                           (result.pools, "pool"), (result.timeline, "pool")):  # fmt: skip
         values = np.where(table[column] == "careful", "c" * 64, table[column])
         table[column] = np.where(values == "thinker", "t" * 64, values)
-    for column in ("gpu_seconds", "policy_gpu_seconds", "verifier_gpu_seconds"):
+    for column in (
+        "gpu_seconds", "policy_gpu_seconds", "verifier_gpu_seconds", "first_gpu_seconds"
+    ):  # fmt: skip
         result.queries[column] *= 1e6
     for column in (
         "fleet_gpu_seconds",

@@ -92,9 +92,10 @@ def test_charging_for_more_than_a_pool_was_busy_is_an_error() -> None:
 
 def test_work_in_a_pool_that_does_not_exist_is_an_error() -> None:
     result = fixtures.result(n=30)
-    moved = result.queries["policy_pool"].astype("U10")
-    moved[0] = "elsewhere"
-    result.queries["policy_pool"] = moved
+    for column in ("policy_pool", "first_pool"):
+        moved = result.queries[column].astype("U10")
+        moved[0] = "elsewhere"
+        result.queries[column] = moved
     with pytest.raises(ConservationError):
         price_queries(result, {"thinker": 3.6, "judge": 3.6})
 

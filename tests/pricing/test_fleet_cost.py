@@ -14,7 +14,7 @@ from pricing.breakdown import LABELS, breakdowns
 from pricing.contract import Priced, price
 from scenarios.loader import Loaded, load
 from sim.records import Result, measured, merge
-from sim.replication import pairs, replicate
+from sim.replication import calibrated, replicate
 from sim.resolve import resolve
 
 FILES = sorted(Path(scenarios.__file__).parent.glob("*.yaml"))
@@ -38,7 +38,7 @@ def small(file: Path) -> Loaded:
 def played(loaded: Loaded, replications: int = 2) -> tuple[Result, Priced]:
     """A run without the calibration, whose confidences do not matter here."""
     resolved = resolve(loaded)
-    flat = {pair: Calibrator.fit([], []) for pair in pairs(resolved)}
+    flat = {pair: Calibrator.fit([], []) for pair in calibrated(resolved)}
     result = merge([replicate(resolved, number, flat) for number in range(replications)])
     return result, price(result, loaded.scenario)
 

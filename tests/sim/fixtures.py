@@ -51,7 +51,12 @@ def query(**changes: Any) -> dict[str, Any]:
         "policy_pool": "thinker", "replica": 0,
     }  # fmt: skip
     row.update(changes)
-    return row
+    alone = {  # nobody escalates unless the changes say so
+        "first_pool": row["policy_pool"],
+        "first_gpu_seconds": row["policy_gpu_seconds"],
+        "first_output_tokens": row["output_tokens"],
+    }
+    return alone | row
 
 
 def result(
