@@ -860,6 +860,8 @@ def fit_controller(
             f"Wrote {plain(found['written'])}, learned from {found['questions']:,} questions. Use it: "
             f"controller: {{kind: learned, file: {plain(found['written'])}, value_per_correct: 0.05 USD}}"
         )
+        for name, why in found["falls_back"].items():
+            typer.echo(f"{plain(name)} falls back to its best fixed plan: {plain(why)}")
 
 
 @functools.partial(command, group=fit_app, name="questions")

@@ -225,7 +225,15 @@ def _whole_answers(
 
 
 def _beam(crowd: Crowd, params: Mapping[str, int]) -> Outcomes:
-    """A question leaves when all that it keeps is done; until its last step nothing is."""
+    return beam(crowd, params)[0]
+
+
+def beam(crowd: Crowd, params: Mapping[str, int], first: int = 0) -> tuple[Outcomes, Ints]:
+    """A beam on every question, and which wrong answer it gives (0: right).
+
+    The children of the prompt are numbered from `first` on: those before belong to another search. A
+    question leaves when all that it keeps is done; until its last step nothing is.
+    """
     width, expand, last = params["width"], params["expand"], params["max_steps"]
     rows = np.arange(len(crowd.keys))
     found = _empty(len(rows))
@@ -234,7 +242,7 @@ def _beam(crowd: Crowd, params: Mapping[str, int]) -> Outcomes:
     score, done = np.full((len(rows), 1), -1.0), np.zeros((len(rows), 1), dtype=np.bool_)
     while len(rows):
         final = k + 1 >= last
-        fresh = (crowd.finish if final else crowd.grow)(nodes, k, n)
+        fresh = (crowd.finish if final else crowd.grow)(nodes, k, n, 0 if k else first)
         k += 1
         grown = np.repeat(~done, n, axis=1)
         fresh_done = np.full(grown.shape, True) if final else crowd.done(fresh, k)
@@ -252,7 +260,7 @@ def _beam(crowd: Crowd, params: Mapping[str, int]) -> Outcomes:
         found.trajectories[rows] = width
         on = np.flatnonzero(~done.all(axis=1))
         rows, nodes, score, done = rows[on], nodes.of(on), score[on], done[on]
-    return _outcomes(
+    whole = _outcomes(
         crowd,
         chosen,
         found.signal,
@@ -263,6 +271,7 @@ def _beam(crowd: Crowd, params: Mapping[str, int]) -> Outcomes:
         scores=found.expansions,
         trajectories=found.trajectories,
     )
+    return whole, chosen
 
 
 def _outcomes(

@@ -104,11 +104,11 @@ class Crowd:
         zero = np.zeros(shape)
         return Nodes(row, self.keys[:, None], none, zero, none, zero, none, none, none)
 
-    def grow(self, parents: Nodes, k: int, n: int) -> Nodes:
-        """Step k + 1: children 0 to n - 1 of parents that have finished k steps, parent by parent."""
+    def grow(self, parents: Nodes, k: int, n: int, first: int = 0) -> Nodes:
+        """Step k + 1: n children, from number `first` on, of parents that have finished k steps, parent by parent."""
         model = self._model
         rows, old = parents.key.shape
-        ordinals = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(GOLDEN)
+        ordinals = np.arange(first + 1, first + n + 1, dtype=np.uint64) * np.uint64(GOLDEN)
         key = mix_array(parents.key[:, :, None] + ordinals).reshape(rows, old * n)
         row, path = _each(parents.row, n), _each(parents.path, n)
         wrong, total = _each(parents.wrong, n), _each(parents.total, n)
@@ -127,7 +127,7 @@ class Crowd:
         if k < self.steps:
             lives = self.survival[:, k][row]
             if model.diversity and k and n > 1:
-                further = np.tile(np.arange(n) > 0, old)
+                further = np.tile(np.arange(n) + first > 0, old)
                 odds = (self.survival[:, k] / w.HALF) ** (1.0 - model.diversity) * w.HALF
                 lives = np.where(further, odds.astype(np.uint64)[row], lives)
             dies = ~dead & (luck >= lives)
@@ -158,9 +158,9 @@ class Crowd:
             ended = np.where(nodes.wrong == w.LOST, nodes.path >= self._model.max_output, ended)
         return ended
 
-    def finish(self, parents: Nodes, k: int, n: int) -> Nodes:
-        """Children 0 to n - 1 of parents that have finished k steps, each grown to its answer."""
-        nodes = self.grow(parents, k, n)
+    def finish(self, parents: Nodes, k: int, n: int, first: int = 0) -> Nodes:
+        """`grow` of parents that have finished k steps, each child grown to its answer."""
+        nodes = self.grow(parents, k, n, first)
         tokens = nodes.tokens
         for step in range(k + 1, self.steps):
             nodes = self.grow(nodes, step, 1)

@@ -16,15 +16,18 @@ import numpy.typing as npt
 
 from models.batch_rollout import best, vote
 from models.evidence import seen
-from models.learned import RATES, STAGES, Learned
+from models.learned import GO_ON, RATES, STAGES, STOP, Learned
 from models.mix import Drawn
-from models.training import Prices, Staged
+from models.staged import Prices, Staged
+from models.switch import BEAMS, asked_rows, size
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 PRICES: Final = tuple(np.geomspace(RATES[0] * 1.5, RATES[1] / 1.5, 17).tolist())
-BANDS: Final = 24  # of the pass rate, in which an oracle looks up what a plan does
+BANDS: Final = 16  # of the pass rate, in which an oracle looks up what a plan does
+STEP_BANDS: Final = 3  # of the number of steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +47,10 @@ class Played:
 
 
 def fixed_plans(drawn: Drawn, prices: Prices) -> list[Played]:
-    """Every plan without a controller: majority, best-of-n and weighted votes of each number of trajectories."""
+    """Every plan without a controller: majority, best-of-n and weighted votes of each number of trajectories, beams."""
     found = []
     spent = np.cumsum(drawn.tokens, axis=1)
-    for n in STAGES:
+    for n in filter(None, STAGES):
         wrong, score = drawn.wrong[:, :n], drawn.score[:, :n]
         tokens = spent[:, n - 1]
         sharp = seen(wrong, score, drawn.tokens[:, :n]).wrong
@@ -58,66 +61,135 @@ def fixed_plans(drawn: Drawn, prices: Prices) -> list[Played]:
             (f"sharp vote {n}", sharp, True),
         ):
             found.append(_played(name, chosen == 0, prices.trajectories(tokens, scored), n))
+    for beam, (width, expand) in enumerate(BEAMS):
+        gpu_s = prices.trajectories(drawn.beam_tokens[:, beam])
+        right = drawn.beam_wrong[:, beam] == 0
+        found.append(_played(f"beam {width}x{expand}", right, gpu_s, width * expand))
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """A controller on questions: its chances of every stage and beam, which no price of GPU time changes."""
+
+    controller: Learned
+    table: Staged
+    chance: list[Floats]  # of each stage, (questions,); -inf where there is no answer yet
+    beams: list[Floats]  # of each stage, (questions, len(BEAMS))
+
+
+def weigh(controller: Learned, table: Staged, beams: bool = True) -> Weighed:
+    """Ask the forests once for all prices; without `beams` the controller may only vote."""
+    stages = range(len(STAGES))
+    chance = [controller.confidences(s, table.rows[s]) for s in stages]
+    chance[0] = np.full(len(table.drawn), -np.inf)
+    most = STAGES[-1] if beams else 0
+    after = [controller.beam_chances(s, table.rows[s], most) for s in stages]
+    return Weighed(controller, table, chance, after)
+
+
 def learned(
-    controller: Learned, table: Staged, rates: Sequence[float] = PRICES, name: str = "learned"
+    weighed: Weighed, rates: Sequence[float] = PRICES, name: str = "learned"
 ) -> list[Played]:
     """The learned controller at each price of a mean trajectory."""
-    return [play(controller, table, rate, name) for rate in rates]
+    return [play(weighed, rate, name) for rate in rates]
 
 
-def play(controller: Learned, table: Staged, rate: float, name: str = "learned") -> Played:
-    """Let the controller decide after every stage of every question."""
-    n = len(table.right[0])
+def play(weighed: Weighed, rate: float, name: str = "learned") -> Played:
+    """Let the controller decide after every stage of every question; a class that falls back keeps its fixed plan."""
+    controller, table = weighed.controller, weighed.table
+    n = len(table.drawn)
     alive = np.arange(n)
     right, gpu_s = np.zeros(n, dtype=np.bool_), np.zeros(n)
     grown, confidence = np.zeros(n, dtype=np.int64), np.zeros(n)
-    for stage, number in enumerate(controller.stages):
+    for stage, number in enumerate(STAGES):
         gpu_s[alive] += table.spent[stage][alive]
-        goes = controller.go_on(stage, table.rows[stage][alive], rate)
-        ends = alive[~goes]
-        right[ends] = table.right[stage][ends]
+        known = (
+            table.rows[stage][alive],
+            rate,
+            weighed.chance[stage][alive],
+            weighed.beams[stage][alive],
+        )
+        decision = controller.decisions(stage, *known)
+        ends = alive[decision == STOP]
+        right[ends] = table.right(stage)[ends]
         grown[ends] = number
-        confidence[ends] = controller.confidences(stage, table.rows[stage][ends])
-        alive = alive[goes]
+        confidence[ends] = weighed.chance[stage][ends]
+        for beam in range(len(BEAMS)):
+            leaves = alive[decision == beam]
+            if len(leaves):
+                gpu_s[leaves] += table.beam_s[leaves, beam]
+                grown[leaves] = number + size(beam)
+                right[leaves], confidence[leaves] = _believed(weighed, stage, beam, leaves)
+        alive = alive[decision == GO_ON]
         if not len(alive):
             break
+    for fallen in controller.falls_back:
+        mine = np.flatnonzero(table.drawn.klass == controller.classes.index(fallen))
+        plan = controller.best_fixed(fallen, rate, STAGES[-1])
+        label = "x".join(map(str, plan.params.values()))
+        plans = fixed_plans(table.drawn.of(mine), table.prices) if len(mine) else []
+        for fixed in plans:
+            if fixed.name == f"{plan.algorithm} {label}":
+                right[mine], gpu_s[mine], grown[mine] = fixed.right, fixed.gpu_s, fixed.trajectories
+                confidence[mine] = plan.right
     return Played(f"{name} at {rate:.3g}", right, gpu_s, grown, confidence)
 
 
+def _believed(weighed: Weighed, stage: int, beam: int, places: Ints) -> tuple[Bools, Floats]:
+    """Whether the answer that is believed after a beam is right, and the chance of it that is stated."""
+    table, switch = weighed.table, weighed.controller.switch
+    assert switch is not None
+    numbers, came = table.found(stage, beam, places)
+    rows = np.concatenate([asked_rows(table.rows[stage][places], STAGES[stage], beam), numbers], 1)
+    lead, end = switch.lead.many(rows), switch.beam.many(rows)
+    return np.where(end > lead, came, table.right(stage)[places]), np.maximum(end, lead)
+
+
 def random_stops(table: Staged, like: Played, seed: int = 0) -> Played:
-    """Stop where the controller stops, but on other questions of the mix: the same cost, no judgement."""
+    """Grow votes as wide as the controller's searches, but on other questions of the mix: no judgement."""
     order = np.random.default_rng(seed).permutation(len(like.right))
-    grown = like.trajectories[order]
+    stage = np.searchsorted(STAGES, np.minimum(like.trajectories[order], STAGES[-1]))
     spent = np.cumsum(np.stack(table.spent), axis=0)
-    stage = np.searchsorted(STAGES, grown)
     rows = np.arange(len(order))
-    right = np.stack(table.right)[stage, rows]
-    return Played("random", right, spent[stage, rows], grown, np.full(len(order), np.nan))
+    right = np.stack([table.right(s) for s in range(len(STAGES))])[stage, rows]
+    none = np.full(len(order), np.nan)
+    return Played("random", right, spent[stage, rows], np.array(STAGES)[stage], none)
 
 
-def oracle_plan(
-    drawn: Drawn, plans: Sequence[Played], train: Drawn, trained: Sequence[Played], rate_s: float
+def bands(train: Drawn, drawn: Drawn, *names: tuple[str, int]) -> tuple[Ints, Ints]:
+    """The cell of every question, of `drawn` and of `train`: its class and the band of each of these columns."""
+    cell, known = drawn.klass, train.klass
+    for name, count in names:
+        values = getattr(train, name)
+        edges = np.quantile(values, np.linspace(0, 1, count + 1)[1:-1])
+        cell = cell * count + np.searchsorted(edges, getattr(drawn, name))
+        known = known * count + np.searchsorted(edges, values)
+    return cell, known
+
+
+def pick_plan(
+    cells: tuple[Ints, Ints],
+    plans: Sequence[Played],
+    trained: Sequence[Played],
+    rate_s: float,
+    name: str,
 ) -> Played:
-    """O1: knows class and pass rate, and picks the one plan with the best value less cost at that price.
+    """Pick the plan with the best value less cost in a question's cell, at a price of a GPU-second in right answers.
 
-    `trained` are the same plans on the training questions, from which it knows what they do in each of
-    `BANDS` bands of the pass rate of a class. `rate_s` is the price of a GPU-second in right answers.
+    `trained` are the same plans on the training questions, from which it is known what they do in each cell.
+    With class, pass rate and steps that is the oracle O1; with class and hint, a controller that never stops.
     """
-    edges = np.quantile(train.pass_rate, np.linspace(0, 1, BANDS + 1)[1:-1])
-    cell = drawn.klass * BANDS + np.searchsorted(edges, drawn.pass_rate)
-    known = train.klass * BANDS + np.searchsorted(edges, train.pass_rate)
+    cell, known = cells
     size = int(max(cell.max(), known.max())) + 1
     count = np.maximum(np.bincount(known, minlength=size), 1)
     worth = np.stack(
         [np.bincount(known, plan.right - rate_s * plan.gpu_s, size) / count for plan in trained]
     )
     chosen = worth.argmax(axis=0)[cell]
-    rows = np.arange(len(drawn))
+    rows = np.arange(len(cell))
     return Played(
-        "O1: knows class and pass rate",
+        name,
         np.stack([plan.right for plan in plans])[chosen, rows],
         np.stack([plan.gpu_s for plan in plans])[chosen, rows],
         np.stack([plan.trajectories for plan in plans])[chosen, rows],

@@ -18,16 +18,23 @@ import numpy.typing as npt
 import yaml
 from scipy.special import ndtri
 
-from models.batch_rollout import samples
+from models.batch_rollout import beam, samples
+from models.crowd import crowds
 from models.keyed import Keys, mix_array, root_keys, uniform_array
 from models.question import question_model
+from models.switch import BEAMS, MAX_STEPS, size
 from models.verifier import VerifierModel, verifier_model
 from models.world import DIFFICULTY, QuestionModel
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-TRAIN, CALIBRATE, HOLD_OUT = 101, 102, 103  # random streams: no question is in two of them
+TRAIN, CALIBRATE, HOLD_OUT, CHECK = (
+    101,
+    102,
+    103,
+    104,
+)  # random streams: no question is in two of them
 HINT: Final = 0x48494E54  # purpose of the noise of the difficulty hint
 MOST: Final = 64  # trajectories grown of each question
 
@@ -48,9 +55,10 @@ class Mix:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Questions with `MOST` whole answers each; arrays of (questions,) or (questions, MOST).
+    """Questions with `MOST` whole answers each, and a search by each of `BEAMS`.
 
-    `hint` is the noisy normal score of the latent difficulty (higher is easier), `wrong` is 0 where right.
+    Arrays are (questions,), (questions, MOST) or, of beams, (questions, len(BEAMS)). `hint` is the noisy normal
+    score of the latent difficulty (higher is easier), `wrong` is 0 where right.
     """
 
     klass: Ints
@@ -61,6 +69,9 @@ class Drawn:
     wrong: Ints
     score: Floats
     tokens: Ints
+    beam_wrong: Ints
+    beam_score: Floats
+    beam_tokens: Ints
 
     def __len__(self) -> int:
         return len(self.klass)
@@ -106,14 +117,18 @@ def draw(
     informativeness: float | None = None,
     verifiers: Mapping[str, VerifierModel] | None = None,
 ) -> Drawn:
-    """Draw about `n` questions of a mix with their answers; `verifiers` replace those of the presets."""
+    """Draw about `n` questions of a mix with their answers; `verifiers` replace those of the presets.
+
+    Beams are grown beside the whole answers, not from them: all that is seen of the one is news to the other.
+    """
     told = chosen.informativeness if informativeness is None else informativeness
     parts: list[Drawn] = []
     for number, (name, share) in enumerate(chosen.shares.items()):
         model, verifier = questions_of(name)
         count = round(n * share)
         keys = root_keys(seed, number, stream, count)
-        grown = samples(model, (verifiers or {}).get(name, verifier), keys, MOST)
+        verifier = (verifiers or {}).get(name, verifier)
+        grown = samples(model, verifier, keys, MOST)
         klass = np.full(count, number, dtype=np.int64)
         parts.append(
             Drawn(
@@ -125,8 +140,27 @@ def draw(
                 grown.wrong,
                 grown.score,
                 grown.tokens,
+                *beams_of(model, verifier, keys),
             )
         )
     return Drawn(
         *(np.concatenate([getattr(part, name) for part in parts]) for name in Drawn.__slots__)
     )
+
+
+def beams_of(
+    model: QuestionModel, verifier: VerifierModel, keys: Keys, first: int = MOST
+) -> tuple[Ints, Floats, Ints]:
+    """The answer (0: right), score and tokens of each of `BEAMS`, all (questions, len(BEAMS)).
+
+    The children of the prompt are numbered from `first` on.
+    """
+    shape = (len(keys), len(BEAMS))
+    wrong, tokens = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64)
+    score = np.empty(shape)
+    for number, (width, expand) in enumerate(BEAMS):
+        params = {"width": width, "expand": expand, "max_steps": MAX_STEPS}
+        for places, crowd in crowds(model, verifier, keys, size(number)):
+            found, wrong[places, number] = beam(crowd, params, first)
+            score[places, number], tokens[places, number] = found.signal, found.tokens
+    return wrong, score, tokens

@@ -21,11 +21,18 @@ from models.search_parts import (
 from models.tree import Command, Cut, Expand, Grown, Node, Score, Search, Tree, Until
 
 
-def beam(tree: Tree, width: int, expand: int, max_steps: int, aggregate: str = "last") -> Search:
+def beam(
+    tree: Tree,
+    width: int,
+    expand: int,
+    max_steps: int,
+    aggregate: str = "last",
+    first: Sequence[Command] = (),
+) -> Search:
     """Keep the `width` best trajectories, step by step, growing `expand` children of each.
 
     The first expansion grows `width * expand` children of the prompt. A finished trajectory keeps
-    its place among the `width`. Ends when all of those are finished; expansion number `max_steps`
+    its place among the `width`. The commands `first` are sent before its own. Ends when all of those are finished; expansion number `max_steps`
     is the last and runs on to the answer, so that the search always has one.
     """
     rank = AGGREGATES[aggregate]
@@ -33,7 +40,7 @@ def beam(tree: Tree, width: int, expand: int, max_steps: int, aggregate: str = "
     finished: list[Node] = []
     ends: list[Node] = []  # all that ever finished, for an answer when it is cut
     fresh: tuple[Node, ...] = ()
-    drop: list[Command] = []
+    drop = list(first)
     grace = None
     n = width * expand
     try:

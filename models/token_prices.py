@@ -10,7 +10,7 @@ import hashlib
 from typing import Final
 
 from models.latency import StepCost
-from models.training import Prices
+from models.staged import Prices
 
 BATCH: Final = 64  # sequences that decode together
 CONTEXT: Final = 1024  # KV tokens that each of them reads on its own

@@ -32,6 +32,8 @@ def decisions_us(resolved: Resolved) -> tuple[float, float]:
             if plan.algorithm != STAGED:
                 continue
             for stage, n in enumerate(plan.params["stages"]):
+                if not n:
+                    continue
                 votes = [
                     (
                         luck.choices(ANSWERS, k=n),

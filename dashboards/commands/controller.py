@@ -16,21 +16,29 @@ from hw.profile import load as load_profile
 from hw.shipped import default_profile, find_profile
 from hw.transformer import transformer
 from models import judging
-from models.judging import Played, bootstrap, cost_at
+from models.fallback import best_plan, guarded, lead
+from models.judging import Played, Weighed, bootstrap, cost_at
 from models.latency import LatencyError, step_cost
-from models.learned import Learned, load, save
-from models.mix import CALIBRATE, HOLD_OUT, TRAIN, Drawn, Mix, draw, mix, questions_of
+from models.learned import RATE, WITH_BEAMS, Learned, load, save
+from models.mix import CALIBRATE, CHECK, HOLD_OUT, TRAIN, Drawn, Mix, draw, mix, questions_of
 from models.promise import certify, sample_for
+from models.staged import Prices, staged
 from models.token_prices import token_prices
-from models.training import Prices, Staged, fit, staged
+from models.training import fit
 from scenarios.errors import UserError
 
 DEVICE, MODEL, JUDGE = "h200-sxm-141gb", "llama-3.1-8b", "qwen2.5-math-prm-7b"
 PROMISES: Final = (0.90, 0.95, 0.97)
 LEAST_COVERAGE: Final = 0.10  # a promise that sells less than this is not won, stated beforehand
-CALIBRATION: Final = 1_000  # questions of a class behind a promise
+CALIBRATION: Final = 3_000  # questions of a class behind a promise
+POOL: Final = (
+    4 * CALIBRATION
+)  # questions of a class from which calibrations are redrawn; the rest judge them
 REDRAWS: Final = 100
-RATE: Final = 0.00548  # of a mean trajectory, in right answers: where single figures are quoted
+ORACLE: Final = "O1: knows class, pass rate and steps"
+CHECKED: Final = (
+    14_000  # questions on which a new controller must hold up, some 2,000 of the rarest class
+)
 LOADS: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 Tell = Callable[[float, str], None] | None
 
@@ -60,19 +68,25 @@ def train(
     drawn = draw(chosen, questions, TRAIN, seed)
     try:
         found = fit(chosen, drawn, prices, seed, tell)
+        found = guarded(found, drawn, draw(chosen, questions // 2, CHECK, seed), prices)
         save(found, target)
     except ValueError as error:
         raise UserError(str(error)) from None
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror}. Name another.") from None
-    return {"written": str(target), "questions": len(drawn), "provenance": dict(found.provenance)}
+    return {
+        "written": str(target),
+        "questions": len(drawn),
+        "falls_back": dict(found.falls_back),
+        "provenance": dict(found.provenance),
+    }
 
 
 def evaluate(path: str | None, questions: int, seed: int, tell: Tell) -> dict[str, Any]:
     """Judge a controller on questions it never saw: the document that `text` shows."""
     say = tell or (lambda share, word: None)
     try:
-        controller = load(Path(path)) if path else load()
+        controller = load(Path(path) if path else WITH_BEAMS)
     except ValueError as error:
         raise UserError(str(error)) from None
     chosen, prices = mix(), prices_of()
@@ -82,10 +96,10 @@ def evaluate(path: str | None, questions: int, seed: int, tell: Tell) -> dict[st
     say(0.02, "held-out questions")
     held = draw(chosen, questions, HOLD_OUT, seed)
     train_set = draw(chosen, questions, TRAIN, seed)
-    table = staged(held, len(names), prices)
+    weighed = judging.weigh(controller, staged(held, controller.mean_tokens, prices))
     say(0.15, "fixed plans and the controller")
     plans, trained = judging.fixed_plans(held, prices), judging.fixed_plans(train_set, prices)
-    curve = judging.learned(controller, table)
+    curve = judging.learned(weighed)
     by = {plan.name: plan for plan in plans}
     catalogue = [plan for plan in plans if not plan.name.startswith("sharp")]
     equal = [
@@ -94,7 +108,10 @@ def evaluate(path: str | None, questions: int, seed: int, tell: Tell) -> dict[st
     unit = controller.unit_gpu_s
     say(0.3, "oracles")
     prices_s = [rate / unit for rate in judging.PRICES]
-    first = [judging.oracle_plan(held, plans, train_set, trained, rate) for rate in prices_s]
+    cells = judging.bands(
+        train_set, held, ("pass_rate", judging.BANDS), ("steps", judging.STEP_BANDS)
+    )
+    first = [judging.pick_plan(cells, plans, trained, rate, ORACLE) for rate in prices_s]
     say(0.35, "an oracle that stops as it does")
     second = _second_oracle(chosen, prices, questions, seed)
     others = [judging.exact_verifier(held, prices, 64), judging.clairvoyant(held, prices, 64)]
@@ -106,9 +123,9 @@ def evaluate(path: str | None, questions: int, seed: int, tell: Tell) -> dict[st
         "O2": judging.area(second, low, high),
     }
     say(0.6, "promises")
-    single = judging.play(controller, table, RATE)
-    cheap = judging.random_stops(table, single, seed)
-    promises = list(_promises(controller, chosen, prices, questions, seed))
+    single = judging.play(weighed, RATE)
+    cheap = judging.random_stops(weighed.table, single, seed)
+    promises = list(_promises(controller, chosen, prices, seed))
     say(0.8, "ablations and robustness")
     return {
         "questions": len(held),
@@ -124,11 +141,12 @@ def evaluate(path: str | None, questions: int, seed: int, tell: Tell) -> dict[st
         "equal": equal,
         "areas": areas,
         "closed": {name: _closed(areas, name) for name in ("O1", "O2")},
-        "classes": list(_classes(controller, held, train_set, table, plans, trained, names)),
+        "classes": list(_classes(controller, single, held, train_set, plans, trained)),
+        "falls_back": dict(controller.falls_back),
         "hard": _hard(held, curve, plans),
         "promises": promises,
-        "map": _map(controller, held, table),
-        "variants": list(_variants(controller, chosen, prices, questions // 2, seed, single)),
+        "map": _map(weighed),
+        "variants": list(_variants(controller, chosen, prices, questions // 2, seed)),
         "calibration": _calibration(single),
     }
 
@@ -160,11 +178,11 @@ def _equal(curve: list[Played], plans: list[Played], target: Played, n: int) -> 
 
 
 def _second_oracle(chosen: Mix, prices: Prices, questions: int, seed: int) -> list[Played]:
-    """O2: the same learner and stopping, but its hint is the latent difficulty itself."""
+    """O2: the same learner and stopping, but it is told the latent difficulty itself and the number of steps."""
     knows = replace(chosen, informativeness=1.0)
-    oracle = fit(knows, draw(knows, questions, TRAIN, seed), prices, seed)
-    held = draw(knows, questions, HOLD_OUT, seed)
-    return judging.learned(oracle, staged(held, len(chosen.classes), prices), name="O2")
+    oracle = fit(knows, draw(knows, questions, TRAIN, seed), prices, seed, told_steps=True)
+    table = staged(draw(knows, questions, HOLD_OUT, seed), oracle.mean_tokens, prices, True)
+    return judging.learned(judging.weigh(oracle, table), name="O2")
 
 
 def _closed(areas: dict[str, float], oracle: str) -> float:
@@ -174,60 +192,61 @@ def _closed(areas: dict[str, float], oracle: str) -> float:
 
 def _classes(
     controller: Learned,
+    single: Played,
     held: Drawn,
     train_set: Drawn,
-    table: Staged,
     plans: list[Played],
     trained: list[Played],
-    names: tuple[str, ...],
 ) -> Iterator[dict[str, Any]]:
     """Each class: utility against the fixed plan that was best on its training questions, paired."""
     rate_s = RATE / controller.unit_gpu_s
-    single = judging.play(controller, table, RATE)
-    for number, name in enumerate(names):
-        mine, known = held.klass == number, train_set.klass == number
-        worth = [float((p.right[known] - rate_s * p.gpu_s[known]).mean()) for p in trained]
-        best = plans[int(np.argmax(worth))]
-        ours = single.right[mine] - rate_s * single.gpu_s[mine]
-        theirs = best.right[mine] - rate_s * best.gpu_s[mine]
-        difference = ours - theirs
-        n = int(mine.sum())
-        bound = float(difference.mean() - 1.645 * difference.std(ddof=1) / math.sqrt(n))
+    by = {plan.name: plan for plan in plans}
+    for number, name in enumerate(controller.classes):
+        mine = held.klass == number
+        best = by[best_plan(trained, train_set.klass == number, rate_s).name]
+        gain, bound = lead(single, best, mine, rate_s)
         yield {
             "class": name,
-            "n": n,
+            "n": int(mine.sum()),
             "best_fixed": best.name,
             "accuracy": float(single.right[mine].mean()),
             "accuracy_best_fixed": float(best.right[mine].mean()),
             "gpu_s": float(single.gpu_s[mine].mean()),
             "gpu_s_best_fixed": float(best.gpu_s[mine].mean()),
-            "utility_gain": float(difference.mean() / theirs.mean()),
-            "bound": bound / float(theirs.mean()),
+            "utility_gain": gain,
+            "bound": bound,
         }
 
 
 def _hard(held: Drawn, curve: list[Played], plans: list[Played]) -> dict[str, Any]:
-    """The hard band, a pass rate of .001 to .05: cost at the accuracy of max best-of-64."""
-    rows = (held.pass_rate >= 0.001) & (held.pass_rate <= 0.05)
+    """The hard band, a pass rate of .001 to .05: cost at the accuracy of max best-of-64, of the controller and of a beam."""
+    rows = np.flatnonzero((held.pass_rate >= 0.001) & (held.pass_rate <= 0.05))
     target = next(plan for plan in plans if plan.name == "best_of_n 64")
-    accuracy = float(target.right[rows].mean())
-    ours = cost_at(curve, accuracy, rows)
-    cost = float(target.gpu_s[rows].mean())
+    beams = [plan for plan in plans if plan.name.startswith("beam")]
+
+    def cheaper(by: list[Played], at: Any) -> float:
+        cost = cost_at(by, float(target.right[at].mean()), at)
+        return float(target.gpu_s[at].mean()) / cost if math.isfinite(cost) else 0.0
+
+    ours = cheaper(curve, rows)
     return {
-        "n": int(rows.sum()),
-        "accuracy": accuracy,
-        "gpu_s": cost,
-        "cheaper": cost / ours if math.isfinite(ours) else None,
+        "n": len(rows),
+        "accuracy": float(target.right[rows].mean()),
+        "gpu_s": float(target.gpu_s[rows].mean()),
+        "cheaper": ours or None,
+        "cheaper_interval": bootstrap(lambda at: cheaper(curve, rows[at]), len(rows), 100),
+        "cheaper_by_a_beam": cheaper(beams, rows) or None,
     }
 
 
 def _promises(
-    controller: Learned, chosen: Mix, prices: Prices, questions: int, seed: int
+    controller: Learned, chosen: Mix, prices: Prices, seed: int
 ) -> Iterator[dict[str, Any]]:
     """Each class and promise: how often redrawn calibration breaks it, what it sells, what that costs."""
-    pool = draw(chosen, questions, CALIBRATE, seed)
-    table = staged(pool, len(chosen.classes), prices)
-    single = judging.play(controller, table, RATE / 4)  # a promise thinks longer
+    even = dict.fromkeys(chosen.classes, 1.0 / len(chosen.classes))
+    pool = draw(replace(chosen, shares=even), POOL * len(even), CALIBRATE, seed)
+    table = staged(pool, controller.mean_tokens, prices)
+    single = judging.play(judging.weigh(controller, table), RATE / 4)  # a promise thinks longer
     random = np.random.default_rng(seed)
     for number, name in enumerate(chosen.classes):
         rows = np.flatnonzero(pool.klass == number)
@@ -272,55 +291,75 @@ def _ideal(signal: Any, right: Any, promise: float) -> float:
     return float((holds[-1] + 1) / len(order)) if len(holds) else 0.0
 
 
-def _map(controller: Learned, held: Drawn, table: Staged) -> dict[str, Any]:
+def _map(weighed: Weighed) -> dict[str, Any]:
     """Mean trajectories by difficulty (fifths of the hint, easiest first) and load (price of GPU time)."""
-    edges = np.quantile(held.hint, np.linspace(0, 1, 6)[1:-1])
-    fifth = 4 - np.searchsorted(edges, held.hint)
+    hint = weighed.table.drawn.hint
+    edges = np.quantile(hint, np.linspace(0, 1, 6)[1:-1])
+    fifth = 4 - np.searchsorted(edges, hint)
     cells = []
     for load_ in LOADS:
-        grown = judging.play(controller, table, RATE * load_).trajectories
+        grown = judging.play(weighed, RATE * load_).trajectories
         cells.append([float(grown[fifth == band].mean()) for band in range(5)])
     return {"loads": list(LOADS), "trajectories": cells}
 
 
 def _variants(
-    controller: Learned, chosen: Mix, prices: Prices, questions: int, seed: int, base: Played
+    controller: Learned, chosen: Mix, prices: Prices, questions: int, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """Ablations and what happens when the world is not as it was learned."""
-    names = chosen.classes
+    """Ablations and what happens when the world is not as it was learned, each beside fixed plans in that world."""
+    train_set = draw(chosen, questions, TRAIN, seed)
+    trained = judging.fixed_plans(train_set, prices)
+    best = [
+        best_plan(trained, train_set.klass == k, RATE / controller.unit_gpu_s).name
+        for k in range(len(chosen.classes))
+    ]
 
-    def played(told: Learned, held: Drawn, price: Prices = prices) -> Played:
-        return judging.play(told, staged(held, len(names), price), RATE)
+    def row(
+        name: str, told: Learned, held: Drawn, price: Prices = prices, beams: bool = True
+    ) -> dict[str, Any]:
+        table = staged(held, told.mean_tokens, price)
+        ours = judging.play(judging.weigh(told, table, beams), RATE)
+        return _beside(name, ours, held, price)
 
-    yield {"variant": "as it is"} | _point(base)
-    blind = replace(chosen, informativeness=0.0)
-    told = fit(blind, draw(blind, questions, TRAIN, seed), prices, seed)
-    yield {"variant": "no features (a hint that says nothing)"} | _point(
-        played(told, draw(blind, questions, HOLD_OUT, seed))
-    )
-    for share in (0.3, 0.6):
+    def _beside(name: str, ours: Played, held: Drawn, price: Prices) -> dict[str, Any]:
+        plans = {plan.name: plan for plan in judging.fixed_plans(held, price)}
+        rate_s = RATE / controller.unit_gpu_s
+        theirs = np.empty(len(held))
+        for klass, plan in enumerate(best):
+            mine = held.klass == klass
+            theirs[mine] = (plans[plan].right - rate_s * plans[plan].gpu_s)[mine]
+        more = ours.right - rate_s * ours.gpu_s - theirs
+        error = 1.96 * float(more.std(ddof=1)) / math.sqrt(len(more))
+        mean = float(more.mean())
+        return {"variant": name, "gain": mean, "interval": (mean - error, mean + error)} | _point(
+            ours
+        )
+
+    held = draw(chosen, questions, HOLD_OUT, seed)
+    yield row("as it is", controller, held)
+    yield row("no escalation (never a beam)", controller, held, beams=False)
+    cells = judging.bands(train_set, held, ("hint", judging.BANDS))
+    plans = judging.fixed_plans(held, prices)
+    rate_s = RATE / controller.unit_gpu_s
+    once = judging.pick_plan(cells, plans, trained, rate_s, "chosen beforehand")
+    yield _beside("no stopping (a plan by class and hint)", once, held, prices)
+    for share, name in (
+        (0.0, "no features (a hint that says nothing)"),
+        (0.3, "a hint of R2 0.3"),
+        (0.6, "a hint of R2 0.6"),
+    ):
         other = replace(chosen, informativeness=share)
         told = fit(other, draw(other, questions, TRAIN, seed), prices, seed)
-        yield {"variant": f"a hint of R2 {share:g}"} | _point(
-            played(told, draw(other, questions, HOLD_OUT, seed))
-        )
-    swapped = replace(
-        chosen, shares=dict(zip(names, reversed(list(chosen.shares.values())), strict=True))
-    )
-    yield {"variant": "another mix (shares reversed)"} | _point(
-        played(controller, draw(swapped, questions, HOLD_OUT, seed))
-    )
-    drifted = {
-        name: replace(questions_of(name)[1], bias=questions_of(name)[1].bias + 0.7)
-        for name in names
-    }
-    yield {"variant": "a verifier that drifted (+0.7 logits)"} | _point(
-        played(controller, draw(chosen, questions, HOLD_OUT, seed, verifiers=drifted))
-    )
+        yield row(name, told, draw(other, questions, HOLD_OUT, seed))
+    shares = dict(zip(chosen.classes, reversed(list(chosen.shares.values())), strict=True))
+    swapped = draw(replace(chosen, shares=shares), questions, HOLD_OUT, seed)
+    yield row("another mix (shares reversed)", controller, swapped)
+    models = {name: questions_of(name)[1] for name in chosen.classes}
+    drifted = {name: replace(model, bias=model.bias + 0.7) for name, model in models.items()}
+    moved = draw(chosen, questions, HOLD_OUT, seed, verifiers=drifted)
+    yield row("a verifier that drifted (+0.7 logits)", controller, moved)
     wrong = replace(prices, scored_s=10 * prices.scored_s)
-    yield {"variant": "a wrong profile (scoring ten times dearer than learned)"} | _point(
-        played(controller, draw(chosen, questions, HOLD_OUT, seed), wrong)
-    )
+    yield row("a wrong profile (scoring ten times dearer than learned)", controller, held, wrong)
 
 
 def _calibration(single: Played) -> dict[str, float]:
@@ -367,7 +406,14 @@ def text(found: dict[str, Any]) -> str:
             f"[{100 * below:.0f}, {100 * above:.0f}] of the best fixed plan there"
         )
     hard = found["hard"]
-    hard_word = "not reached" if hard["cheaper"] is None else f"{hard['cheaper']:.1f} times cheaper"
+    low, high = hard["cheaper_interval"]
+    hard_word = (
+        f"{hard['cheaper']:.1f} [{low:.1f}, {high:.1f}] times cheaper"
+        if hard["cheaper"]
+        else "not reached"
+    )
+    if hard["cheaper_by_a_beam"]:
+        hard_word += f"; a beam for each of them: {hard['cheaper_by_a_beam']:.1f} times"
     lines += [
         (
             f"  on hard questions (pass rate .001 to .05, {hard['n']:,} of them) at the {100 * hard['accuracy']:.1f} % of "
@@ -401,6 +447,10 @@ def text(found: dict[str, Any]) -> str:
             f"> {100 * row['bound']:+.1f} %"
         )
     lines += [
+        f"  {name} falls back to its best fixed plan: {why}"
+        for name, why in found["falls_back"].items()
+    ]
+    lines += [
         "",
         (
             f"Promises by Learn-then-Test, {CALIBRATION:,} calibration questions a class, {REDRAWS} redraws (at least "
@@ -422,9 +472,13 @@ def text(found: dict[str, Any]) -> str:
     for load_, row in zip(found["map"]["loads"], found["map"]["trajectories"], strict=True):
         cells = "".join(f"{_shade(n / most)} {n:7.1f}" for n in row)
         lines.append(f"  {load_:4g}x{cells}")
-    lines += ["", "What if"]
     lines += [
-        f"  {row['variant']:56} {row['gpu_s']:6.3f} GPU-s  {100 * row['accuracy']:5.1f} %"
+        "",
+        "What if (the last column: points of utility over each class's best fixed plan in that world)",
+    ]
+    lines += [
+        f"  {row['variant']:56} {row['gpu_s']:6.3f} GPU-s  {100 * row['accuracy']:5.1f} %  "
+        f"{100 * row['gain']:+.2f} [{100 * row['interval'][0]:+.2f}, {100 * row['interval'][1]:+.2f}]"
         for row in found["variants"]
     ]
     return "\n".join(lines)

@@ -23,6 +23,7 @@ def test_a_controller_is_trained_and_not_written_over(tmp_path: Path) -> None:
     code, text = invoke(*words, "--json")
     assert code == 0, text
     assert json.loads(text)["provenance"]["questions"] == 1200
+    assert "gsm8k" in json.loads(text)["falls_back"]  # 180 questions are too few
     code, text = invoke(*words)
     assert code == 2
     assert "--force" in text

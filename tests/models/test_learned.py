@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,24 @@ from hypothesis import strategies as st
 from models import judging
 from models.controller import Features, Plan, plan, search_for
 from models.evidence import SEEN, seen, seen_one
+from models.fallback import guarded
 from models.forest import compiled, from_dict
-from models.learned import SHIPPED, load, save
+from models.learned import SHIPPED, WITH_BEAMS, Learned, load, save
 from models.learned_controller import LearnedController, rounds
-from models.mix import HOLD_OUT, TRAIN, draw, hints, mix, questions_of
+from models.mix import HOLD_OUT, TRAIN, Drawn, beams_of, draw, hints, mix, questions_of
 from models.rollout import rollout
-from models.training import Prices, fit, staged
+from models.search_staged import Leave, staged_vote
+from models.staged import Prices, staged
+from models.switch import BEAMS, found_one, found_rows, size
+from models.training import fit
 from models.tree import Tree
 
 PRICES = Prices(1e-4, 1.5e-5, 4e-5, "given", "0", "roofline")
+
+
+def weighed(held: Drawn, controller: Learned | None = None) -> judging.Weighed:
+    controller = controller or load()
+    return judging.weigh(controller, staged(held, controller.mean_tokens, PRICES))
 
 
 @given(
@@ -134,8 +144,7 @@ def test_a_hint_has_the_correlation_with_the_difficulty_that_is_asked_for() -> N
 
 def test_the_dearer_gpu_time_is_the_less_everybody_thinks() -> None:
     held = draw(mix(), 2_000, HOLD_OUT)
-    table = staged(held, len(mix().classes), PRICES)
-    played = judging.learned(load(), table, (0.0005, 0.005, 0.05, 0.5))
+    played = judging.learned(weighed(held), (0.0005, 0.005, 0.05, 0.5))
     grown = [p.trajectories.mean() for p in played]
     assert grown == sorted(grown, reverse=True)
     assert grown[0] > 4 * grown[-1]
@@ -143,8 +152,7 @@ def test_the_dearer_gpu_time_is_the_less_everybody_thinks() -> None:
 
 def test_the_shipped_controller_beats_the_best_fixed_plan_at_its_cost() -> None:
     held = draw(mix(), 6_000, HOLD_OUT, seed=1)
-    table = staged(held, len(mix().classes), PRICES)
-    curve = judging.learned(load(), table)
+    curve = judging.learned(weighed(held))
     plans = judging.fixed_plans(held, PRICES)
     by = {p.name: p for p in plans}
     best, weighted = by["best_of_n 64"], by["weighted_vote 64"]
@@ -156,19 +164,21 @@ def test_the_shipped_controller_beats_the_best_fixed_plan_at_its_cost() -> None:
 
 def test_stops_that_look_at_nothing_are_worse_at_the_same_cost() -> None:
     held = draw(mix(), 4_000, HOLD_OUT, seed=2)
-    table = staged(held, len(mix().classes), PRICES)
-    ours = judging.play(load(), table, 0.005)
-    blind = judging.random_stops(table, ours)
+    known = weighed(held)
+    ours = judging.play(known, 0.005)
+    blind = judging.random_stops(known.table, ours)
     assert blind.right.mean() < ours.right.mean() - 0.03
     assert blind.gpu_s.mean() > 0.9 * ours.gpu_s.mean()
 
 
 def test_a_fit_is_the_same_every_time_and_survives_its_file(tmp_path: Path) -> None:
-    drawn = draw(mix(), 1_200, TRAIN)
-    first, second = fit(mix(), drawn, PRICES), fit(mix(), drawn, PRICES)
+    drawn = draw(mix(), 500, TRAIN)
+    first, second = (fit(mix(), drawn, PRICES) for _ in range(2))
     assert first.right == second.right
+    assert first.switch == second.switch
     save(first, tmp_path / "c.json")
     again = load(tmp_path / "c.json")
+    assert again.switch is not None
     row = [1.0, 0.0, 0.0, 0.0, 0.3, *([0.5] * len(SEEN))]
     assert again.confidence(3, row) == pytest.approx(first.confidence(3, row), rel=1e-5)
     with pytest.raises(ValueError, match="too few"):
@@ -177,11 +187,12 @@ def test_a_fit_is_the_same_every_time_and_survives_its_file(tmp_path: Path) -> N
 
 def test_decisions_in_batches_take_less_than_twenty_microseconds_each() -> None:
     held = draw(mix(), 4_000, HOLD_OUT)
-    table = staged(held, len(mix().classes), PRICES)
     controller = load()
+    known = weighed(held)
     began = time.process_time()
     for stage in range(len(controller.stages) - 1):
-        controller.go_on(stage, table.rows[stage], 0.005)
+        rows, chance = known.table.rows[stage], known.chance[stage]
+        controller.decisions(stage, rows, 0.005, chance, known.beams[stage])
     each = (time.process_time() - began) / len(held) / (len(controller.stages) - 1)
     assert each < 4 * 20e-6  # four times the promise, for machines that are busy
 
@@ -202,9 +213,8 @@ def test_a_tier_without_a_vote_and_an_unknown_class_get_what_the_tier_says() -> 
 
 def test_a_staged_vote_stops_where_the_columns_say_it_does() -> None:
     held = draw(mix(), 400, HOLD_OUT)
-    table = staged(held, len(mix().classes), PRICES)
     controller = served()
-    ours = judging.play(controller.learned, table, controller.rate)
+    ours = judging.play(weighed(held), controller.rate)
     for place in range(0, len(held), 7):
         name = mix().classes[held.klass[place]]
         model, verifier = questions_of(name)
@@ -236,7 +246,8 @@ def test_pressure_makes_a_query_think_less() -> None:
 
 
 @pytest.mark.parametrize(
-    ("most", "wanted"), [(1, (64,)), (2, (8, 64)), (4, (3, 8, 24, 64)), (12, load().stages)]
+    ("most", "wanted"),
+    [(1, (0, 64)), (2, (0, 8, 64)), (4, (0, 3, 8, 24, 64)), (12, load().stages)],
 )
 def test_rounds_are_spread_over_the_stages(most: int, wanted: tuple[int, ...]) -> None:
     stages = load().stages
@@ -254,3 +265,89 @@ def test_a_budget_cuts_a_staged_vote_with_what_it_has() -> None:
             assert found.tokens <= limit
             if limit >= 8_000:
                 assert found.answer is not None
+
+
+# -- leaving for a beam, falling back ---------------------------------------------------------------------
+
+
+def test_what_is_found_by_a_beam_is_the_same_in_columns_and_for_one_search() -> None:
+    random = np.random.default_rng(4)
+    wrong, score = random.integers(0, 4, (200, 6)), random.uniform(0.01, 0.99, (200, 6))
+    lead, end, end_score = wrong[:, 0], random.integers(0, 5, 200), random.uniform(size=200)
+    table = found_rows(wrong, score, lead, end, end_score)
+    for place in range(200):
+        one = found_one(
+            wrong[place].tolist(), score[place].tolist(), lead[place], end[place], end_score[place]
+        )
+        np.testing.assert_allclose(table[place], one)
+    assert found_rows(wrong[:, :0], score[:, :0], lead, end, end_score)[:, 1:].max() == 0.0
+
+
+def test_a_search_that_leaves_for_a_beam_is_the_beam_of_the_columns() -> None:
+    held = draw(mix(), 600, HOLD_OUT)
+    learned = load(WITH_BEAMS)
+    controller = LearnedController(learned, 0.003, 0.5, 0.0, 12)
+    ours = judging.play(weighed(held, learned), 0.003)
+    left = 0
+    for place in np.flatnonzero(mix().classes.index("math-500") == held.klass)[:60].tolist():
+        model, verifier = questions_of("math-500")
+        key = int(held.key[place])
+        world = model.world(key, 100, verifier)
+        chosen = controller.plan(Features(plan("weighted_vote", n=64), preset="math-500", key=key))
+        asked: list[Leave] = []
+
+        def decide(stage: int, seen: list[float] | None, ask=chosen.params["decide"], told=asked):  # type: ignore[no-untyped-def]
+            found = ask(stage, seen)
+            told += [found] if isinstance(found, Leave) else []
+            return found
+
+        tree = Tree(world.root)
+        stages = chosen.params["stages"]
+        found = rollout(staged_vote(tree, decide, stages), world)
+        if not asked:
+            assert found.trajectories == ours.trajectories[place]
+            continue
+        left += 1
+        beam = BEAMS.index((asked[0].width, asked[0].expand))
+        grown = int(ours.trajectories[place]) - size(beam)
+        _, _, tokens = beams_of(model, verifier, held.key[[place]], grown)
+        assert found.tokens == held.tokens[place, :grown].sum() + tokens[0, beam]
+    assert left > 5
+
+
+def test_beams_find_on_hard_questions_what_votes_do_not() -> None:
+    held = draw(mix(), 6_000, HOLD_OUT, seed=3)
+    hard = held.of(np.flatnonzero((held.pass_rate >= 0.001) & (held.pass_rate <= 0.05)))
+    learned = load(WITH_BEAMS)
+    table = staged(hard, learned.mean_tokens, PRICES)
+    with_beams = judging.play(judging.weigh(learned, table), 0.002)
+    votes = judging.play(judging.weigh(learned, table, beams=False), 0.002)
+    assert with_beams.right.mean() > 1.5 * votes.right.mean()
+
+
+def test_a_class_with_too_few_questions_falls_back_to_its_best_fixed_plan_and_says_so(
+    tmp_path: Path,
+) -> None:
+    drawn, check = draw(mix(), 600, TRAIN), draw(mix(), 800, HOLD_OUT)
+    learned = guarded(fit(mix(), drawn, PRICES, beams=False), drawn, check, PRICES)
+    assert set(learned.falls_back) == set(mix().classes)
+    assert "1,000 are the least" in learned.falls_back["gsm8k"]
+    save(learned, tmp_path / "c.json")
+    again = load(tmp_path / "c.json")
+    assert again.falls_back == dict(learned.falls_back)
+    best = again.best_fixed("gsm8k", 0.005, 16)
+    served = LearnedController(again, 0.005, 0.5)
+    chosen = served.plan(Features(plan("weighted_vote", n=16, max_tokens=9000), preset="gsm8k"))
+    assert (chosen.algorithm, chosen.max_tokens) == (best.algorithm, 9000)
+    played = judging.play(weighed(check, again), 0.005)
+    mine = check.klass == mix().classes.index("gsm8k")
+    assert len(set(played.trajectories[mine].tolist())) == 1
+
+
+def test_a_class_that_may_lose_to_its_best_fixed_plan_falls_back_with_the_bound() -> None:
+    drawn = draw(mix(), 4_000, TRAIN)
+    blind = replace(
+        load(), right=load().right[:2] * 6 + load().right[:1], gain=load().gain[:1] * 12
+    )
+    guarded_ = guarded(blind, drawn, draw(mix(), 2_000, HOLD_OUT), PRICES)
+    assert "may be -" in guarded_.falls_back["math-500"]  # it never stops before 64
