@@ -161,7 +161,10 @@ def _simulate(run: data.Run, left: list[fixes.Fix]) -> None:
     """Start the chosen changes in the worker."""
     if not left:
         return
-    likely = [fix.what for fix in left if not fix.settings[0].startswith("tiers.")][:2]
+    hopeless = [fix for fix in left if fix.after is not None and fix.after.full]
+    likely = [
+        fix.what for fix in left if fix not in hopeless and not fix.settings[0].startswith("tiers.")
+    ][:2]
     chosen = st.multiselect("To simulate", [fix.what for fix in left], likely)
     idle = not _running()
     if st.button(f"Simulate {len(chosen)}", disabled=not (chosen and idle), type="primary"):
