@@ -30,7 +30,7 @@ from scenarios.errors import UserError
 DEVICE, MODEL, JUDGE = "h200-sxm-141gb", "llama-3.1-8b", "qwen2.5-math-prm-7b"
 PROMISES: Final = (0.90, 0.95, 0.97)
 LEAST_COVERAGE: Final = 0.10  # a promise that sells less than this is not won, stated beforehand
-CALIBRATION: Final = 3_000  # questions of a class behind a promise
+CALIBRATION: Final = 6_000  # questions of a class behind a promise
 POOL: Final = (
     4 * CALIBRATION
 )  # questions of a class from which calibrations are redrawn; the rest judge them

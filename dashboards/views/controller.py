@@ -67,7 +67,7 @@ def main() -> None:
     st.subheader("Promises")
     st.dataframe([_promise(row) for row in found["promises"]], hide_index=True)
     st.caption(
-        "Learn-then-Test on 1,000 calibration questions a class, redrawn: how often a promise was broken, "
+        "Learn-then-Test on 6,000 calibration questions a class, redrawn: how often a promise was broken, "
         "and how much could be sold under it against what would be possible."
     )
     st.subheader("If the world is not as it was learned")
