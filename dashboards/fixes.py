@@ -154,6 +154,9 @@ def fixes(base: Resolved, text: str, result: Result, summary: Mapping[str, Any])
     """Every candidate that the catalogue and the cost model can answer; `text` is the resolved scenario."""
     bind = Binding(**summary["binding"])
     queue = bind.constraint not in ("none", "step_time")
+    cascade = (
+        base.larger is not None
+    )  # two pools share each query: one of them on paper tells nothing
     offered = measured({name: result.queries[name] for name in _ASKED})
     rate = size(offered) / span_s(result)
     served = select(offered, answered(offered))
@@ -174,7 +177,8 @@ def fixes(base: Resolved, text: str, result: Result, summary: Mapping[str, Any])
         found.append(
             Fix(
                 what, settings, gpus(scenario), usd_per_h(scenario),
-                None if queue else before, after if told else None, essence(loaded),
+                None if queue or cascade else before, after if told and not cascade else None,
+                essence(loaded),
             )
         )  # fmt: skip
     return found

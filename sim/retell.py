@@ -16,10 +16,11 @@ import simpy
 from models.session import Work, node_path
 from models.tree import Node
 from scenarios.errors import UserError
+from sim.escalation import Escalations
 from sim.fleet import Fleet
 from sim.kv import KvNode
 from sim.query import Thinking
-from sim.replication import arrivals
+from sim.replication import Calibrators, arrivals, calibrate, pairs
 from sim.resolve import Resolved
 from sim.workload import queries
 
@@ -120,6 +121,8 @@ def retell(
 ) -> Story:
     """Simulate a replication until query `row` is over, and return what became of it.
 
+    Of a query that escalated its first search is told.
+
     `progress` is called with the share of the way to its arrival. Raises: UserError where the
     replication has no such query, or its prompt was refused.
     """
@@ -129,12 +132,15 @@ def retell(
             f"Replication {replication} has queries 0 to {len(demand) - 1}; there is no {row}."
         )
     env = simpy.Environment()
-    if resolved.larger is not None:
-        raise UserError(
-            "a query of a fleet that escalates cannot be told again: not in this version"
-        )
-    fleet = Fleet(env, resolved.policy, resolved.judge)
+    larger = resolved.larger.pool if resolved.larger is not None else None
+    fleet = Fleet(env, resolved.policy, resolved.judge, larger)
     thinking: list[Thinking | None] = []
+    known: Calibrators = {
+        pair: calibrate(resolved, *pair)
+        for pair in pairs(resolved)
+        if resolved.onward(pair[1]) is not None
+    }
+    escalations = Escalations(resolved, demand, fleet, thinking, known)
 
     def make(number: int, *given: Any) -> Thinking:
         if number != row:
@@ -143,14 +149,14 @@ def retell(
         told.remember()
         return told
 
-    env.process(arrivals(env, resolved, demand, fleet, thinking, make))
+    env.process(arrivals(env, resolved, demand, fleet, thinking, make, escalations.watch))
     arrival = float(demand.arrival_s[row])
     last = float(demand.arrival_s[-1])
     while len(thinking) <= row and env.now <= last:
         env.run(until=env.now + _SLICE_S)
         if progress is not None and arrival > 0:
             progress(min(1.0, env.now / arrival))
-    told = thinking[row] if len(thinking) > row else None
+    told = escalations.first.get(row, thinking[row]) if len(thinking) > row else None
     if not isinstance(told, _Told):
         raise UserError(
             f"Query {row} was refused: its prompt does not fit the memory of a replica, or its tier "

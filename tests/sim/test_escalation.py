@@ -23,6 +23,7 @@ from sim.query import Thinking
 from sim.records import Result
 from sim.replication import arrivals, calibrate_all
 from sim.resolve import resolve
+from sim.retell import retell
 from sim.run import run
 from sim.workload import queries
 
@@ -127,6 +128,15 @@ def test_nothing_of_either_tree_is_left_when_all_is_over() -> None:
     for replica in fleet.replicas:
         count = replica.batch.tree.count()
         assert (replica.searches, count.pinned, count.cached) == (0, 0, 0), replica.pool
+
+
+def test_the_first_search_of_an_escalated_query_is_told_as_it_was() -> None:
+    asked, found = cascade()
+    table = found.queries
+    row = int(np.flatnonzero(went_on(found) & (table["replication"] == 0))[3])
+    story = retell(resolve(asked), row)
+    grown = sum(step.tokens for step in story.steps)
+    assert grown == table["first_output_tokens"][row]
 
 
 def test_the_larger_model_meets_the_same_question_with_other_luck() -> None:
