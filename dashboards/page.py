@@ -14,6 +14,7 @@ from dashboards import data, words
 from pricing.contract import Priced, price
 from scenarios.errors import UserError
 from scenarios.loader import loads
+from sim.resolve import Resolved, resolve
 
 Kept = TypeVar("Kept")
 _SLASH: Final = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>()#+-.!|$~:&"})
@@ -135,6 +136,11 @@ def priced(run: data.Run, changes: tuple[str, ...] = ()) -> Priced:
 
     with st.spinner("Pricing the queries"):
         return once(run, ("priced", changes), make)
+
+
+def resolved(run: data.Run) -> Resolved:
+    """The scenario of a run, ready to run again. Raises UserError, ProfileError."""
+    return once(run, "resolved", lambda: resolve(loads(run.stored.resolved, "resolved.yaml")))
 
 
 def run(title: str = "") -> data.Run:

@@ -31,7 +31,7 @@ def judged(run: data.Run, changes: tuple[str, ...] = ()) -> tuple[Judged, ...]:
         loaded = loads(run.stored.resolved, "resolved.yaml", changes)
         if not any(t.promise and t.promise.confidence for t in loaded.scenario.tiers.values()):
             return ()
-        scenario = resolve(loaded)
+        scenario = resolve(loaded) if changes else page.resolved(run)
         return judge(scenario, page.priced(run, changes), calibrators_of(scenario))
 
     with st.spinner("Judging promises on fresh questions"):

@@ -12,8 +12,6 @@ from dashboards import charts, data, desk, fixes, page, words, worker
 from dashboards.page import number, plain
 from hw.profile import ProfileError
 from scenarios.errors import UserError
-from scenarios.loader import loads
-from sim.resolve import resolve
 
 _FACTORS = (0.5, 0.75, 1.25, 1.5, 2.0)
 
@@ -53,7 +51,7 @@ def _mend(run: data.Run) -> None:
     holds = run.summary["verdict"]["holds"]
     st.subheader("What it could do without" if holds else "What would fix it, and what that costs")
     try:
-        base, usd, found = _fixes(run, run.stored.resolved)
+        base, usd, found = page.once(run, "fixes", lambda: _fixes(run))
     except (UserError, ProfileError) as error:
         st.info(f"The cost model of this run cannot be built again here: {plain(error)}")
         return
@@ -101,11 +99,10 @@ def _mend(run: data.Run) -> None:
     _progress()
 
 
-@st.cache_resource(show_spinner="Pricing what would fix it", max_entries=24)
-def _fixes(_run: data.Run, resolved: str) -> tuple[int, float, list[fixes.Fix]]:
+def _fixes(run: data.Run) -> tuple[int, float, list[fixes.Fix]]:
     """GPUs of the fleet, its USD an hour, and the candidates."""
-    base = resolve(loads(resolved, "resolved.yaml"))
-    found = fixes.fixes(base, resolved, _run.stored.result, _run.summary)
+    base = page.resolved(run)
+    found = fixes.fixes(base, run.stored.resolved, run.stored.result, run.summary)
     return fixes.gpus(base.scenario), fixes.usd_per_h(base.scenario), found
 
 

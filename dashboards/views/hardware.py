@@ -6,15 +6,13 @@ from typing import Any
 
 import streamlit as st
 
-from dashboards import charts, page, words
+from dashboards import charts, data, page, words
 from dashboards.commands.profile_show import show
 from dashboards.page import plain
 from hw.profile import Profile, ProfileError, load
 from hw.shipped import find_profile, shipped
 from models.latency import StepCost
 from scenarios.errors import UserError
-from scenarios.loader import loads
-from sim.resolve import resolve
 
 _BRANCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _PREFIXES = (512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -28,7 +26,7 @@ def main() -> None:
         rows = pools["pool"] == name
         kind, label = pools["cost_source_kind"][rows][0], pools["cost_label"][rows][0]
         st.markdown(f"- **{plain(name)}**: {plain(kind)}, {plain(label)}")
-    _expansion(run.stored.resolved)
+    _expansion(run)
     st.header("Profiles")
     names = list(shipped())
     if not names:
@@ -78,10 +76,10 @@ def _operation(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _expansion(resolved: str) -> None:
+def _expansion(run: data.Run) -> None:
     """The surface of one pool's step cost, from the very cost model that the run used."""
     try:
-        pools = {pool.name: pool for pool in resolve(loads(resolved, "resolved.yaml")).pools}
+        pools = {pool.name: pool for pool in page.resolved(run).pools}
     except (UserError, ProfileError) as error:
         st.info(f"The cost model of this run cannot be built again here: {plain(error)}")
         return
