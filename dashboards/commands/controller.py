@@ -113,7 +113,7 @@ def evaluate(path: str | None, questions: int, seed: int, tell: Tell) -> dict[st
     )
     first = [judging.pick_plan(cells, plans, trained, rate, ORACLE) for rate in prices_s]
     say(0.35, "an oracle that stops as it does")
-    second = _second_oracle(chosen, prices, questions, seed)
+    second = _second_oracle(chosen, prices, controller, questions, seed)
     others = [judging.exact_verifier(held, prices, 64), judging.clairvoyant(held, prices, 64)]
     low, high = (float(by[f"best_of_n {n}"].gpu_s.mean()) for n in (1, 64))
     areas = {
@@ -177,10 +177,13 @@ def _equal(curve: list[Played], plans: list[Played], target: Played, n: int) -> 
     }
 
 
-def _second_oracle(chosen: Mix, prices: Prices, questions: int, seed: int) -> list[Played]:
-    """O2: the same learner and stopping, but it is told the latent difficulty itself and the number of steps."""
+def _second_oracle(
+    chosen: Mix, prices: Prices, controller: Learned, questions: int, seed: int
+) -> list[Played]:
+    """O2: the same learner, of as many questions, but told the latent difficulty itself and the number of steps."""
+    known = int(controller.provenance["questions"])
     knows = replace(chosen, informativeness=1.0)
-    oracle = fit(knows, draw(knows, questions, TRAIN, seed), prices, seed, told_steps=True)
+    oracle = fit(knows, draw(knows, known, TRAIN, seed), prices, seed, told_steps=True)
     table = staged(draw(knows, questions, HOLD_OUT, seed), oracle.mean_tokens, prices, True)
     return judging.learned(judging.weigh(oracle, table), name="O2")
 

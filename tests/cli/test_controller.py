@@ -30,8 +30,12 @@ def test_a_controller_is_trained_and_not_written_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_judging_shows_cost_at_equal_accuracy_oracles_promises_and_a_map() -> None:
-    code, text = invoke("controller", "--questions", "4000", "--quiet", "--json")
+def test_judging_shows_cost_at_equal_accuracy_oracles_promises_and_a_map(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dashboards.commands.controller.CALIBRATION", 1_000)
+    monkeypatch.setattr("dashboards.commands.controller.POOL", 3_000)
+    code, text = invoke("controller", "--questions", "3000", "--quiet", "--json")
     assert code == 0, text
     found = json.loads(text)
     assert [row["target"] for row in found["equal"]] == ["best_of_n 64", "weighted_vote 64"]
@@ -39,6 +43,9 @@ def test_judging_shows_cost_at_equal_accuracy_oracles_promises_and_a_map() -> No
     assert found["equal"][1]["of_it"] < 0.30
     assert found["areas"]["O2"] > found["areas"]["learned"] > found["areas"]["best fixed"]
     assert all(row["broken"] <= 0.12 * row["redraws"] for row in found["promises"])
+    assert found["hard"]["cheaper_by_a_beam"] > 5
+    gains = {row["variant"]: row["gain"] for row in found["variants"]}
+    assert gains["as it is"] > gains["no stopping (a plan by class and hint)"]
     cells = found["map"]["trajectories"]
     assert all(low[0] < low[-1] for low in cells[:4])
     assert all(a[2] > b[2] for a, b in itertools.pairwise(cells))
