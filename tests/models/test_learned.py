@@ -267,6 +267,20 @@ def test_a_budget_cuts_a_staged_vote_with_what_it_has() -> None:
                 assert found.answer is not None
 
 
+def test_a_cut_before_the_first_stage_is_judged_as_that_stage() -> None:
+    model, verifier = questions_of("gsm8k")
+    asked: list[int] = []
+
+    def decide(stage: int, seen: list[float] | None) -> float | None:
+        asked.append(stage)
+        return 0.5 if stage < 0 else None
+
+    for key in range(1, 40):
+        world = model.world(key, 100, verifier)
+        rollout(staged_vote(Tree(world.root), decide, (0, 8, 64)), world, 900)
+    assert -2 in asked and -1 not in asked  # -1: nothing was grown, so it can tell nothing
+
+
 # -- leaving for a beam, falling back ---------------------------------------------------------------------
 
 
