@@ -70,7 +70,9 @@ def staged_vote(tree: Tree, decide: Decide, stages: Sequence[int]) -> Search:
         grace = cut.grace
         if not finished and not partial:
             partial = [root]
-        if finished:  # what there is by now is judged as the stage before it, or as the first of any
+        if (
+            finished
+        ):  # what there is by now is judged as the stage before it, or as the first of any
             count = max(len(finished), next(filter(None, stages)))
             reached = max(s for s, n in enumerate(stages) if n <= count)
             told = decide(-1 - reached, _seen(finished)[0])
