@@ -81,12 +81,17 @@ def choose(
     label: Callable[[str], str] = str,
 ) -> str:
     """A select box whose choice is in the address; `choices` is not empty, `label` says what each is."""
-    start = remembered(key, choices, default or choices[0])
+    slot = f"box {key}"  # a box that keeps its name keeps every choice, whatever the address says
+    st.session_state[slot] = remembered(key, choices, default or choices[0])
     found = (where or st).selectbox(
-        title, choices, index=list(choices).index(start), format_func=label
+        title, choices, key=slot, format_func=label, on_change=_chosen, args=(key, slot)
     )
     keep(key, found)
     return str(found)
+
+
+def _chosen(key: str, slot: str) -> None:
+    keep(key, str(st.session_state[slot]))
 
 
 def read(folder: Path, name: str) -> data.Run:

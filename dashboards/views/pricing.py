@@ -69,7 +69,8 @@ def main() -> None:
             st.markdown(plain(_whom(found)))
             st.caption(
                 f"{words.share_interval(found.cross_subsidy)} of the revenue moves between these "
-                "groups: with a price of their own, some would pay less and others more."
+                "groups: with a price of their own, some would pay less and others more. Transfer: a group's margin "
+                "less what as many queries have on average; above nought it pays for others."
             )
     st.dataframe([_group(group) for group in found.groups], hide_index=True)
     found_promises = promised.show(run, names, tuple(rate))

@@ -55,17 +55,26 @@ def main() -> None:
 
 
 def _editor(name: str, written: str, original: str) -> str:
-    lines = written.count("\n") + 2
-    found = st.text_area(
-        "YAML", written, height=min(900, max(300, 23 * lines)), key=f"area {name} {len(written)}"
+    slot = (
+        f"area {name}"  # one name for all edits: a box of another name would lose every second one
     )
+    st.session_state.setdefault(slot, written)
+    found = st.text_area("YAML", height=_height(original), key=slot)
     st.session_state[f"text {name}"] = found
     a, b = st.columns(2)
-    if found != original and a.button("Back to the file's text"):
-        st.session_state[f"text {name}"] = original
-        st.rerun()
+    if found != original:
+        a.button("Back to the file's text", on_click=_back, args=(name, original))
     b.download_button("Download", found, file_name=name, mime="application/yaml")
-    return found
+    return str(found)
+
+
+def _height(text: str) -> int:
+    return min(900, max(300, 23 * (text.count("\n") + 2)))
+
+
+def _back(name: str, original: str) -> None:
+    for slot in (f"area {name}", f"text {name}"):
+        st.session_state[slot] = original
 
 
 def _form(name: str, draft: desk.Draft) -> None:

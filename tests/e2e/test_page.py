@@ -195,6 +195,16 @@ def test_an_address_that_was_sent_opens_the_same_view(browser: Any, address: str
     page.context.close()
 
 
+def test_every_choice_in_a_box_counts_and_not_only_every_second(browser: Any, address: str) -> None:
+    page = visit(browser, f"{address}/pricing?run=quickstart")
+    for choice in ("class", "difficulty", "truth", "tier"):
+        page.get_by_role("combobox", name="By").click()
+        page.get_by_role("option", name=choice).click()
+        page.wait_for_url(re.compile(f"by={choice}"))
+        settle(page)
+    page.context.close()
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_every_page_stands_and_is_pictured(browser: Any, address: str, dark: bool) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
