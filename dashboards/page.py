@@ -193,7 +193,10 @@ def origin(found: data.Run) -> None:
 def tier(found: data.Run, everything: str = "all tiers") -> str:
     """The tier chosen at the side, or `everything`."""
     names = [str(row["tier"]) for row in found.summary["tiers"]]
-    return choose("Tier", "tier", [everything, *names], where=st.sidebar)
+    chosen = choose("Tier", "tier", [everything, *names], where=st.sidebar)
+    if chosen != everything:
+        st.caption(f"Only the tier {plain(chosen)}, as chosen at the side.")
+    return chosen
 
 
 def _view(name: str) -> str:

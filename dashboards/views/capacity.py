@@ -96,7 +96,8 @@ def _mend(run: data.Run) -> None:
         "the folder, with the bill of its fleet for the same queries."
     )
     _simulate(run, [fix for fix in found if fix.essence not in played])
-    _progress()
+    if _running():
+        _progress()
 
 
 def _fixes(run: data.Run) -> tuple[int, float, list[fixes.Fix]]:
@@ -264,9 +265,8 @@ def _running() -> list[worker.Job]:
 @st.fragment(run_every=1.0)
 def _progress() -> None:
     jobs = _running()
-    if not jobs and st.session_state.pop("sweeping", False):
+    if not jobs:
         st.rerun()
-    st.session_state["sweeping"] = bool(jobs)
     for job in jobs:
         st.progress(min(1.0, job.share), f"{plain(job.name)}: {plain(job.doing)}")
 

@@ -52,7 +52,9 @@ def main() -> None:
     if not any(tier.pairs for tier in found.tiers):
         st.warning("These runs have no query in common: they come from different scenarios.")
         return
-    st.markdown(f"From **{plain(base)}** to **{plain(run.name)}**, on the very same queries.")
+    left, right = st.columns([5, 1])
+    left.markdown(f"From **{plain(base)}** to **{plain(run.name)}**, on the very same queries.")
+    right.button("Swap them", on_click=_swap, args=(run.name, base))
     _verdicts(before, run)
     _headline(found)
     for tier in found.tiers:
@@ -102,6 +104,11 @@ def _likely(run: data.Run, others: list[str]) -> str:
     given = run.given.get("extends")
     stem = str(given).rsplit("/", 1)[-1].removesuffix(".yaml") if given else ""
     return stem if stem in others else others[0]
+
+
+def _swap(run: str, base: str) -> None:
+    page.keep("run", base)
+    page.keep("base", run)
 
 
 def _verdicts(before: data.Run, after: data.Run) -> None:

@@ -68,7 +68,7 @@ def _show(run: data.Run) -> None:
 
 def _head(run: data.Run) -> None:
     summary, result = run.summary, run.stored.result
-    st.title(plain(summary["scenario"], 100))
+    st.title(plain(run.name, 100))
     if summary.get("question"):
         st.markdown(f"*{plain(summary['question'], 2000)}*")
     for line in summary["verdict"]["text"]:

@@ -66,7 +66,7 @@ def main() -> None:
         found = page.once(run, ("split", changes, by), lambda: breakdown(now, by))
         st.altair_chart(charts.transfers(found.groups))
         if not math.isnan(found.cross_subsidy.value):
-            st.markdown(plain(_whom(found)))
+            st.markdown(plain(f"{_losses(found)} {_whom(found)}"))
             st.caption(
                 f"{words.share_interval(found.cross_subsidy)} of the revenue moves between these "
                 "groups: with a price of their own, some would pay less and others more. Transfer: a group's margin "
@@ -86,6 +86,16 @@ def main() -> None:
             )
         )
     _liability(now, scenario)
+
+
+def _losses(found: Breakdown) -> str:
+    """Whose queries cost more than they bring, as a sentence: to be paid for by others is not yet a loss."""
+    lost = [
+        f"{words.name(group.label)} ({words.usd(-group.margin_usd)})"
+        for group in found.groups
+        if group.margin_usd < 0
+    ]
+    return f"A loss is made with {words.sentence_of(lost)}." if lost else "Every group earns."
 
 
 def _whom(found: Breakdown) -> str:

@@ -16,7 +16,10 @@ def main() -> None:
     """List the runs."""
     st.title("Runs")
     folder = page.desk().runs
-    _under_way()
+    if any(job.state == "running" for job in worker.listed(page.desk().runs)):
+        _under_way()
+    else:
+        _jobs()
     names = data.names(folder)
     if not names:
         page.empty()
@@ -69,14 +72,21 @@ def _delete(picked: list[str]) -> None:
 
 @st.fragment(run_every=1.0)
 def _under_way() -> None:
+    if not _jobs():
+        st.rerun()
+
+
+def _jobs() -> bool:
+    """Show the runs under way and those that failed; say whether any is under way."""
     folder = page.desk().runs
-    for job in worker.listed(folder):
+    jobs = worker.listed(folder)
+    for job in jobs:
         if job.state == "running":
             left, right = st.columns([5, 1])
             left.progress(min(1.0, job.share), f"{plain(job.name)}: {plain(job.doing)}")
             if right.button("Cancel", key=f"cancel {job.id}"):
                 worker.cancel(folder, job.id)
-                st.rerun(scope="fragment")
+                st.rerun()
         elif job.state in ("failed", "lost"):
             with st.expander(f"{plain(job.name)} failed", icon="⚠️"):
                 st.code(
@@ -84,7 +94,8 @@ def _under_way() -> None:
                 )
                 if st.button("Forget it", key=f"forget {job.id}"):
                     worker.forget(folder, job.id)
-                    st.rerun(scope="fragment")
+                    st.rerun()
+    return any(job.state == "running" for job in jobs)
 
 
 def _row(name: str, head: dict[str, Any]) -> dict[str, Any]:

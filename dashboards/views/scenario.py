@@ -27,7 +27,7 @@ def main() -> None:
     asked = st.session_state.pop("start", None)
     if asked in listed:
         page.keep("scenario", str(asked))
-    _under_way(at.runs)
+    _last_run(at.runs)
     name = page.choose("Scenario", "scenario", listed, "quickstart.yaml")
     written = st.session_state.get(f"text {name}") or desk.text(at.scenarios, name)
     left, right = st.columns(2)
@@ -169,27 +169,21 @@ def _start(runs: Path, draft: desk.Draft, name: str, changes: list[str] | None =
     st.rerun()
 
 
-@st.fragment(run_every=0.7)
-def _under_way(runs: Path) -> None:
+def _last_run(runs: Path) -> None:
     """The run that this visitor started last: its progress, its error, or the way to its result."""
     ident = st.session_state.get("job")
     if ident is None:
         open_jobs = [job for job in worker.listed(runs) if job.state == "running"]
         if not open_jobs:
             return
-        ident = open_jobs[0].id  # after a reload
-        st.session_state["job"] = ident
+        ident = st.session_state["job"] = open_jobs[0].id  # after a reload
     try:
         job = worker.watch(runs, ident)
     except KeyError:
-        st.session_state.pop("job", None)
+        del st.session_state["job"]
         return
     if job.state == "running":
-        left, right = st.columns([5, 1])
-        left.progress(min(1.0, job.share), f"{plain(job.name)}: {plain(job.doing)}")
-        if right.button("Cancel"):
-            worker.cancel(runs, ident)
-            st.rerun(scope="fragment")
+        _under_way(runs, ident)
     elif job.state == "done":
         took = "" if not job.started else f" after {words.seconds(time.time() - job.started)}"
         st.success(
@@ -198,13 +192,26 @@ def _under_way(runs: Path) -> None:
         st.session_state["seen"] = ident
         if st.button("Show the result", type="primary"):
             st.session_state["kept run"] = job.name
-            st.session_state.pop("job", None)
+            del st.session_state["job"]
             st.switch_page("views/overview.py")
     elif job.state == "cancelled":
         st.info(f"{plain(job.name)} was cancelled. Nothing of it is left.")
     else:
         st.error(f"{plain(job.name)} failed:")
         st.code(job.error or "Its process is gone.", language=None)
+
+
+@st.fragment(run_every=0.7)
+def _under_way(runs: Path, ident: str) -> None:
+    """Its progress. Once it is over nothing here is asked again: a tick would undo a change of the page."""
+    job = worker.watch(runs, ident)
+    if job.state != "running":
+        st.rerun()
+    left, right = st.columns([5, 1])
+    left.progress(min(1.0, job.share), f"{plain(job.name)}: {plain(job.doing)}")
+    if right.button("Cancel"):
+        worker.cancel(runs, ident)
+        st.rerun()
 
 
 def _leaf(change: str) -> str:
