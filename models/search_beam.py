@@ -21,20 +21,25 @@ from models.search_parts import (
 from models.tree import Command, Cut, Expand, Grown, Node, Score, Search, Tree, Until
 
 
-def beam(
+def beam(tree: Tree, width: int, expand: int, max_steps: int, aggregate: str = "last") -> Search:
+    """Keep the `width` best trajectories, step by step, growing `expand` children of each.
+
+    The first expansion grows `width * expand` children of the prompt. A finished trajectory keeps
+    its place among the `width`. Ends when all of those are finished; expansion number `max_steps`
+    is the last and runs on to the answer, so that the search always has one.
+    """
+    return beam_after((), tree, width, expand, max_steps, aggregate)
+
+
+def beam_after(
+    first: Sequence[Command],
     tree: Tree,
     width: int,
     expand: int,
     max_steps: int,
     aggregate: str = "last",
-    first: Sequence[Command] = (),
 ) -> Search:
-    """Keep the `width` best trajectories, step by step, growing `expand` children of each.
-
-    The first expansion grows `width * expand` children of the prompt. A finished trajectory keeps
-    its place among the `width`. The commands `first` are sent before its own. Ends when all of those are finished; expansion number `max_steps`
-    is the last and runs on to the answer, so that the search always has one.
-    """
+    """`beam` as the end of another search, whose last commands `first` are sent with its own first."""
     rank = AGGREGATES[aggregate]
     live = [tree.root]
     finished: list[Node] = []

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from models.evidence import seen_one
-from models.search_beam import beam
+from models.search_beam import beam_after
 from models.search_parts import (
     NO_ANSWER,
     UNOBSERVED,
@@ -89,7 +89,7 @@ def staged_vote(tree: Tree, decide: Decide, stages: Sequence[int]) -> Search:
 
 def _as_beam(tree: Tree, leave: Leave, finished: list[Node], rest: list[Command]) -> Search:
     """Go on as a beam, and answer with whichever of both answers is the likelier."""
-    found = yield from beam(tree, leave.width, leave.expand, MAX_STEPS, first=rest)
+    found = yield from beam_after(rest, tree, leave.width, leave.expand, MAX_STEPS)
     if not answered(finished):
         return replace(
             found, signal=leave.judge(found_one([], [], None, found.answer, found.signal))[1]
